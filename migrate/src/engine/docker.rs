@@ -1,0 +1,1 @@
+//! Docker, by its HTTP API on the unix socket.

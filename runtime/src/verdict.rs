@@ -1,0 +1,149 @@
+//! The verdict on a held dump or restore: one file, created once, `committed` or `aborted`.
+//!
+//! A complete, synced temporary file is linked to the verdict's name, so the file is never seen half-written and
+//! exactly one writer wins (`link(2)` fails with EEXIST for all others, who then obey what they find). The file
+//! decides what CRIU does with frozen tasks even when every process that knew of the move is dead.
+//! This module does not say who may write which verdict: `docs/architecture.md` does.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+/// How often [`wait`] looks: small against a downtime of some hundred milliseconds, and cheap.
+const POLL_INTERVAL: Duration = Duration::from_millis(1);
+
+/// Longest content that is a verdict; anything longer is not ours.
+const MAX_BYTES: u64 = 16;
+
+/// Who owns the container after the freeze.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// The destination owns it: the source's tasks are killed.
+    Committed,
+    /// The source owns it: its tasks run on.
+    Aborted,
+}
+
+impl Verdict {
+    /// The file's content, without the final newline.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Committed => "committed",
+            Self::Aborted => "aborted",
+        }
+    }
+}
+
+/// Tries to make `verdict` the verdict at `path` and returns the one that stands, ours or an earlier one.
+///
+/// On success the verdict and its name are on stable storage. On an error that is not "exists" no verdict was made.
+pub fn decide(path: &Path, verdict: Verdict) -> io::Result<Verdict> {
+    let directory = path
+        .parent()
+        .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+    let temporary = directory.join(format!(".verdict-{}-{}", std::process::id(), verdict.as_str()));
+    // A leftover of a dead process with our pid would make `create_new` fail for ever.
+    let _ = fs::remove_file(&temporary);
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&temporary)?;
+    writeln!(file, "{}", verdict.as_str())?;
+    file.sync_all()?;
+    let linked = fs::hard_link(&temporary, path);
+    fs::remove_file(&temporary)?;
+    match linked {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(error),
+    }
+    File::open(directory)?.sync_all()?;
+    read(path)?.ok_or_else(|| io::Error::other("the verdict vanished while it was being made"))
+}
+
+/// Reads the verdict at `path`; `None` if there is none yet.
+pub fn read(path: &Path) -> io::Result<Option<Verdict>> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let mut text = String::new();
+    file.take(MAX_BYTES).read_to_string(&mut text)?;
+    match text.trim_end() {
+        "committed" => Ok(Some(Verdict::Committed)),
+        "aborted" => Ok(Some(Verdict::Aborted)),
+        other => Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("{} holds {other:?}, which is no verdict", path.display()),
+        )),
+    }
+}
+
+/// Blocks until there is a verdict at `path`, or until `deadline` (`None`: for ever).
+pub fn wait(path: &Path, deadline: Option<Instant>) -> io::Result<Option<Verdict>> {
+    loop {
+        if let Some(verdict) = read(path)? {
+            return Ok(Some(verdict));
+        }
+        if deadline.is_some_and(|at| Instant::now() >= at) {
+            return Ok(None);
+        }
+        std::thread::sleep(POLL_INTERVAL);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_verdict_stands() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("verdict");
+        assert_eq!(read(&path).unwrap(), None);
+        assert_eq!(decide(&path, Verdict::Aborted).unwrap(), Verdict::Aborted);
+        assert_eq!(decide(&path, Verdict::Committed).unwrap(), Verdict::Aborted);
+        assert_eq!(read(&path).unwrap(), Some(Verdict::Aborted));
+        assert_eq!(
+            fs::read_dir(directory.path()).unwrap().count(),
+            1,
+            "a temporary file was left"
+        );
+    }
+
+    #[test]
+    fn many_writers_agree_on_one_verdict() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("verdict");
+        let verdicts: Vec<Verdict> = std::thread::scope(|scope| {
+            // Two writers per process at most: each uses a temporary name of its own verdict.
+            let commit = scope.spawn(|| decide(&path, Verdict::Committed).unwrap());
+            let abort = scope.spawn(|| decide(&path, Verdict::Aborted).unwrap());
+            vec![commit.join().unwrap(), abort.join().unwrap()]
+        });
+        assert_eq!(verdicts[0], verdicts[1]);
+        assert_eq!(read(&path).unwrap(), Some(verdicts[0]));
+    }
+
+    #[test]
+    fn a_wait_ends_at_its_deadline() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("verdict");
+        assert_eq!(wait(&path, Some(Instant::now())).unwrap(), None);
+    }
+
+    #[test]
+    fn garbage_is_no_verdict() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("verdict");
+        fs::write(&path, "maybe\n").unwrap();
+        assert_eq!(read(&path).unwrap_err().kind(), io::ErrorKind::InvalidData);
+    }
+}
