@@ -3,5 +3,10 @@
 //! This crate knows no RPC, no engine and no network peer; the shim and the mover are built on it.
 
 pub mod control;
+pub mod criu;
+pub mod gate;
+pub mod hold;
+pub mod image;
+pub mod options;
 pub mod ticket;
 pub mod verdict;
