@@ -4,6 +4,7 @@
 
 pub mod control;
 pub mod criu;
+pub mod freezer;
 pub mod gate;
 pub mod hold;
 pub mod image;
