@@ -2,6 +2,12 @@
 //!
 //! This crate knows no RPC, no engine and no network peer; the shim and the mover are built on it.
 
+pub mod bundle;
+pub mod cgroup;
+pub mod console;
 pub mod control;
+pub mod reaper;
+pub mod runc;
+mod sys;
 pub mod ticket;
 pub mod verdict;
