@@ -307,7 +307,7 @@ async fn run_create(
     io: &mut ProcessIo,
 ) -> Result<(i32, Departure), ShimError> {
     let Identity { id, bundle, runc, .. } = identity;
-    let (streams, terminal) = io.open(stdio, identity.io_owner, identity.control.join("console.sock"))?;
+    let (streams, pending) = io::open(stdio, identity.io_owner, identity.control.join("console.sock"))?;
     let pid_file = bundle.init_pid_file();
     let options = CreateOptions {
         bundle: bundle.path(),
@@ -321,7 +321,7 @@ async fn run_create(
         .await
         .map_err(failed("OCI runtime create failed"))?;
     let made = async {
-        terminal.connect(stdio, io).await?;
+        pending.connect(stdio, io).await?;
         bundle
             .init_pid()
             .ok_or_else(|| ShimError::Failed(format!("runc left no pid of container {id}")))
