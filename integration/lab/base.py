@@ -72,7 +72,7 @@ def _mirror() -> str:
 
 
 def _remove_others(wanted: Path) -> None:
-    for other in CACHE_DIR.glob("base-*"):
+    for other in CACHE_DIR.glob(f"base-{SUITE}-*"):
         if other != wanted and not _in_use(other):
             shutil.rmtree(other)
 

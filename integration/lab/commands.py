@@ -23,24 +23,23 @@ def run(
     stdin: bytes | None = None,
     check: bool = True,
     deadline: float = COMMAND_DEADLINE_SECONDS,
-    **options: object,
+    shown_as: str | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Runs a command to its end and returns its output as text."""
+    """Runs a command to its end and returns its output as text; an error calls it `shown_as`."""
+    shown = shown_as or " ".join(argv)
     try:
-        done = subprocess.run(
-            list(argv), input=stdin if stdin is not None else b"", capture_output=True, timeout=deadline, **options
-        )
+        done = subprocess.run(list(argv), input=stdin or b"", capture_output=True, timeout=deadline)
     except FileNotFoundError:
         raise LabError(f"{argv[0]} is not installed; run integration/setup") from None
     except subprocess.TimeoutExpired as expired:
         said = (expired.stderr or b"").decode(errors="replace").strip()
-        raise LabError(f"`{' '.join(argv)}` did not end within {deadline:.0f} s: {said}") from None
+        raise LabError(f"`{shown}` did not end within {deadline:.0f} s: {said}") from None
     result = subprocess.CompletedProcess(
         done.args, done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
     )
     if check and result.returncode != 0:
         said = (result.stderr or result.stdout).strip()
-        raise LabError(f"`{' '.join(argv)}` failed ({result.returncode}): {said}")
+        raise LabError(f"`{shown}` failed ({result.returncode}): {said}")
     return result
 
 

@@ -158,7 +158,8 @@ class Host:
         self, *argv: str, stdin: bytes | None = None, check: bool = True, deadline: float = COMMAND_DEADLINE_SECONDS
     ) -> subprocess.CompletedProcess[str]:
         """Runs a command in the host to its end."""
-        return run(self.command(argv), stdin=stdin, check=check, deadline=deadline)
+        shown_as = f"{self.name}: {' '.join(argv)}"
+        return run(self.command(argv), stdin=stdin, check=check, deadline=deadline, shown_as=shown_as)
 
     # -- daemons -------------------------------------------------------------------------------------------------------
 
@@ -205,12 +206,17 @@ class Host:
         """The machine's path of a daemon's log; it outlives the host until `lab down`."""
         return self.disk / "log" / f"{name}.log"
 
-    def log_tail(self, name: str, n_lines: int = LOG_TAIL_LINES) -> str:
-        """The end of a daemon's log."""
-        try:
-            lines = self.log_path(name).read_text(errors="replace").splitlines()
-        except FileNotFoundError:
+    def log_size(self, name: str) -> int:
+        """How long a daemon's log is by now, to read from there later."""
+        path = self.log_path(name)
+        return path.stat().st_size if path.exists() else 0
+
+    def log_tail(self, name: str, n_lines: int = LOG_TAIL_LINES, *, since: int = 0) -> str:
+        """The last lines of a daemon's log, of those written since it was `since` long."""
+        path = self.log_path(name)
+        if not path.exists():
             return f"(no log of {name} on {self.name})"
+        lines = path.read_bytes()[since:].decode(errors="replace").splitlines()
         return "\n".join(lines[-n_lines:])
 
     def _must_run(self, name: str) -> bool:
