@@ -287,10 +287,10 @@ impl Destination {
     /// Waits until the engine's start has come to the point where the shim waits for its image.
     async fn await_shim(&mut self, created: &Created) -> Result<(), Problem> {
         let host = Arc::clone(&self.host);
-        let mut starting = self.made.starting.take();
+        let Made { starting, lease, .. } = &mut self.made;
         let look = async {
             loop {
-                let lease_taken = self.made.lease.as_ref().is_some_and(|lease| lease.ticket.is_claimed());
+                let lease_taken = lease.as_ref().is_some_and(|lease| lease.ticket.is_claimed());
                 if lease_taken
                     && let Some(shim) = host.shims.find(Role::Destination, &created.namespace, &created.id).await?
                 {
@@ -308,25 +308,19 @@ impl Destination {
                 sleep(deadlines::LOOK_AGAIN).await;
             }
         };
-        let started = async {
-            match starting.as_mut() {
-                Some(starting) => ended_early(starting.await),
-                None => std::future::pending().await,
-            }
-        };
         let wait = async {
             tokio::select! {
                 found = look => found,
-                problem = started => Err(problem),
+                problem = start_ended(starting) => Err(problem),
                 () = sleep(deadlines::AWAITING_IMAGE) => Err(Problem::failed(format!(
                     "no shim of Godwit waits for the image after {} s: is containerd-shim-godwit-v2 installed?",
                     deadlines::AWAITING_IMAGE.as_secs()
                 ))),
             }
         };
-        let outcome = self.link.during(wait).await;
-        self.made.starting = starting.filter(|starting| !starting.is_finished());
-        (self.shim, self.rootfs) = outcome.map(|(shim, rootfs)| (Some(shim), rootfs))?;
+        let (shim, rootfs) = self.link.during(wait).await?;
+        self.shim = Some(shim);
+        self.rootfs = rootfs;
         Ok(())
     }
 
@@ -408,27 +402,19 @@ impl Destination {
     async fn restore(&mut self) -> Result<(), Problem> {
         let shim = self.shim.clone().ok_or_else(|| Problem::failed("no shim waits for the image"))?;
         let (image, verdict) = (self.image_dir(), self.host.places.verdict(&self.migration));
-        let mut starting = self.made.starting.take();
+        let starting = &mut self.made.starting;
         let restore = async {
             let mut restore = std::pin::pin!(shim.restore(&image, &verdict));
-            let started = async {
-                match starting.as_mut() {
-                    Some(starting) => ended_early(starting.await),
-                    None => std::future::pending().await,
-                }
-            };
             tokio::select! {
                 steps = &mut restore => Ok(steps?),
                 // Both fail when a restore fails, and the shim tells more of it than the engine.
-                problem = started => match timeout(REASON_DEADLINE, restore).await {
+                problem = start_ended(starting) => match timeout(REASON_DEADLINE, restore).await {
                     Ok(Err(error)) => Err(error.into()),
                     Ok(Ok(_)) | Err(_) => Err(problem),
                 },
             }
         };
-        let outcome = self.link.during(restore).await;
-        self.made.starting = starting.filter(|starting| !starting.is_finished());
-        let mut steps = outcome?;
+        let mut steps = self.link.during(restore).await?;
         steps.splice(0..0, self.clock.take_steps());
         self.link.send(Message::Ready { steps }).await
     }
@@ -546,8 +532,13 @@ impl Made {
     }
 }
 
-/// A start that ends before the restore has failed, whatever it says.
-fn ended_early(outcome: Result<Result<(), EngineError>, tokio::task::JoinError>) -> Problem {
+/// Waits for the end of a start that must not end yet: it has failed, whatever it says. May be dropped.
+async fn start_ended(starting: &mut Option<JoinHandle<Result<(), EngineError>>>) -> Problem {
+    let Some(handle) = starting.as_mut() else {
+        return std::future::pending().await;
+    };
+    let outcome = handle.await;
+    *starting = None;
     match outcome {
         Ok(Err(error)) => error.into(),
         Ok(Ok(())) => Problem::failed(

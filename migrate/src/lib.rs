@@ -1,5 +1,6 @@
 //! The mover: the protocol between two hosts, the agent and its engines.
 
+pub mod agent;
 pub mod bulk;
 pub mod ca;
 pub mod checks;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Report;
@@ -77,6 +77,7 @@ pub enum Event {
 #[derive(Clone, Debug)]
 pub struct Observer {
     events: mpsc::Sender<Event>,
+    phase: Arc<watch::Sender<Option<Phase>>>,
     transfer: Arc<Transfer>,
     /// Cancelled when somebody wants the move to be given up; heeded up to the commit.
     pub abort: CancellationToken,
@@ -107,6 +108,7 @@ impl Observer {
         let (events, receiver) = mpsc::channel(EVENTS_BOUND);
         let observer = Self {
             events,
+            phase: Arc::default(),
             transfer: Arc::default(),
             abort,
         };
@@ -115,7 +117,15 @@ impl Observer {
 
     /// Tells whoever looks.
     pub fn tell(&self, event: Event) {
+        if let Event::Phase { phase, .. } = &event {
+            self.phase.send_replace(Some(*phase));
+        }
         let _ = self.events.try_send(event);
+    }
+
+    /// The phase it is in, once it has begun.
+    pub fn phase(&self) -> Option<Phase> {
+        *self.phase.borrow()
     }
 
     /// The counters, for the transport to count in and viewers to read.
