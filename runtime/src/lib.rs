@@ -3,5 +3,6 @@
 //! This crate knows no RPC, no engine and no network peer; the shim and the mover are built on it.
 
 pub mod control;
+pub mod delta;
 pub mod ticket;
 pub mod verdict;

@@ -1,0 +1,91 @@
+//! The writable layer of an overlay container as a stream of operations, and the way back.
+//!
+//! [`write`] reads an overlay's upper directory; [`apply`] carries the operations out through the *mounted* root of
+//! the other container, so that a removal means the same there whichever way that overlay expresses it. A pass
+//! returns an [`Index`]; a later pass given this index sends only what has changed since. The first pass is made
+//! while the container runs, the last while it is frozen.
+//!
+//! # Layout of the stream (version 1)
+//!
+//! | part | bytes |
+//! |---|---|
+//! | magic | `GWDELTA` and the version, 1 |
+//! | record, any number | length (4, little endian, 1 to [`MAX_RECORD_BYTES`]), then one [`Operation`] in postcard's encoding |
+//! | contents, after each `File` | chunks: offset (8), length (4, up to [`MAX_CHUNK_BYTES`]), the bytes; one of length 0 ends them |
+//! | last record | `End`: the root directory's metadata, the number of records before it |
+//!
+//! Parents come before their children, removals before everything else. Holes of sparse files are not sent.
+//!
+//! # What it refuses
+//!
+//! Renamed directories (`redirect_dir`), files whose data is elsewhere (`metacopy`) and file flags kept by the
+//! overlay are an error, never a silent loss. Socket nodes are not carried, CRIU binds them again. Labels that
+//! belong to the host's policy (`security.selinux`) stay behind. The stream has no digest: the transport has.
+
+mod apply;
+mod beneath;
+mod index;
+mod operation;
+#[cfg(test)]
+mod tests_hostile;
+#[cfg(test)]
+mod tests_overlay;
+mod upper;
+mod write;
+
+use std::io;
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+pub use apply::{Applied, apply};
+pub use index::Index;
+pub use operation::{MAX_CHUNK_BYTES, MAX_RECORD_BYTES, Operation};
+pub use upper::upper_dir;
+pub use write::write;
+
+/// Why a delta could not be written or applied. All paths are relative to the container's root.
+#[derive(Debug, Error)]
+pub enum DeltaError {
+    /// The layer holds something this stream cannot carry.
+    #[error("{} cannot be moved: {reason}", path.display())]
+    Unsupported {
+        /// Where it is.
+        path: PathBuf,
+        /// What it is, and what to do about it.
+        reason: &'static str,
+    },
+    /// A file of the container could not be read or written.
+    #[error("cannot {action} {}: {source}", path.display())]
+    File {
+        /// What was tried.
+        action: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The stream is not one of ours, was cut, or asks for something it must not.
+    #[error("the file delta is refused after {}: {reason}", after.display())]
+    Malformed {
+        /// The last path the stream named.
+        after: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The other end of the stream failed.
+    #[error("the stream of the file delta broke: {0}")]
+    Stream(#[source] io::Error),
+}
+
+impl DeltaError {
+    /// Wraps what the system said about `action` on `path`.
+    fn file(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(rustix::io::Errno) -> Self {
+        let path = path.into();
+        move |source| Self::File {
+            action,
+            path,
+            source: source.into(),
+        }
+    }
+}
