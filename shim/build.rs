@@ -17,11 +17,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         })
         .out_dir(&out_dir)
         .run()?;
-    // The generator lists the messages' module and leaves out the one with client and server.
-    writeln!(
-        OpenOptions::new().append(true).open(out_dir.join("mod.rs"))?,
-        "pub mod godwit_ttrpc;"
-    )?;
+    // The generator lists only the messages' module.
+    let mut modules = OpenOptions::new().append(true).open(out_dir.join("mod.rs"))?;
+    writeln!(modules, "pub mod godwit_ttrpc;")?;
     println!("cargo:rerun-if-changed=proto/godwit.proto");
     Ok(())
 }
