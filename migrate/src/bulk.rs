@@ -120,7 +120,12 @@ impl ChunkReader {
                 self.position = 0;
             }
             Some(Part::End) => self.ended = true,
-            None => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the stream broke off")),
+            None => {
+                return Err(io::Error::new(
+                    io::ErrorKind::UnexpectedEof,
+                    "the stream broke off",
+                ));
+            }
         }
         Ok(())
     }

@@ -72,7 +72,10 @@ pub fn room(host: &Host, memory_bytes: u64, copies: u64) -> Vec<String> {
 
 /// Free bytes where `path` or its nearest existing parent lies.
 pub fn free_bytes(path: &Path) -> nix::Result<u64> {
-    let existing = path.ancestors().find(|ancestor| ancestor.exists()).unwrap_or(Path::new("/"));
+    let existing = path
+        .ancestors()
+        .find(|ancestor| ancestor.exists())
+        .unwrap_or(Path::new("/"));
     let stat = statvfs(existing)?;
     Ok(stat.blocks_available() * stat.fragment_size())
 }
@@ -95,7 +98,11 @@ pub fn memory_of(pid: u32) -> u64 {
         };
         for thread in threads.flatten() {
             let children = fs::read_to_string(thread.path().join("children")).unwrap_or_default();
-            open.extend(children.split_whitespace().filter_map(|child| child.parse::<u32>().ok()));
+            open.extend(
+                children
+                    .split_whitespace()
+                    .filter_map(|child| child.parse::<u32>().ok()),
+            );
         }
     }
     bytes
@@ -116,14 +123,21 @@ async fn version_of(program: &Path) -> Result<String, String> {
     let run = Command::new(program).arg("--version").kill_on_drop(true).output();
     match timeout(VERSION_DEADLINE, run).await {
         Ok(Ok(output)) if output.status.success() => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
-        Ok(Ok(output)) => Err(format!("`{} --version` ended with {}", program.display(), output.status)),
+        Ok(Ok(output)) => Err(format!(
+            "`{} --version` ended with {}",
+            program.display(),
+            output.status
+        )),
         Ok(Err(error)) => Err(format!("{}: {error}", program.display())),
         Err(_) => Err(format!("`{} --version` hangs", program.display())),
     }
 }
 
 fn criu_version(text: &str) -> Option<(u32, u32)> {
-    let version = text.lines().find_map(|line| line.strip_prefix("Version:"))?.trim();
+    let version = text
+        .lines()
+        .find_map(|line| line.strip_prefix("Version:"))?
+        .trim();
     let mut numbers = version.split('.').map(|part| {
         let digits: String = part.chars().take_while(char::is_ascii_digit).collect();
         digits.parse().ok()

@@ -113,7 +113,9 @@ impl Clock {
     /// The container runs again. Without a freeze before it, nothing is noted.
     pub fn resumed(&mut self) {
         if let Stage::Frozen { at } = self.stage {
-            self.stage = Stage::Resumed { downtime: at.elapsed() };
+            self.stage = Stage::Resumed {
+                downtime: at.elapsed(),
+            };
         }
     }
 
@@ -169,6 +171,10 @@ mod tests {
         let downtime = clock.downtime_micros().unwrap();
         clock.frozen();
         clock.resumed();
-        assert_eq!(clock.downtime_micros(), Some(downtime), "a second freeze does not count");
+        assert_eq!(
+            clock.downtime_micros(),
+            Some(downtime),
+            "a second freeze does not count"
+        );
     }
 }

@@ -185,7 +185,10 @@ impl Destination {
             let mut objections = checks::tools(&host.tools).await;
             objections.extend(checks::room(&host, offer.memory_bytes, 2));
             objections.extend(host.engine.objections(&offer.container).await?);
-            Ok((objections, host.engine.has_image(&offer.container.image_id).await?))
+            Ok((
+                objections,
+                host.engine.has_image(&offer.container.image_id).await?,
+            ))
         };
         let (objections, image_here) = self.link.during(look).await?;
         self.offer = Some(offer);
@@ -202,7 +205,10 @@ impl Destination {
     }
 
     async fn prepare(&mut self) -> Result<(), Problem> {
-        let offer = self.offer.take().ok_or_else(|| Problem::protocol("nothing was offered"))?;
+        let offer = self
+            .offer
+            .take()
+            .ok_or_else(|| Problem::protocol("nothing was offered"))?;
         let opened = Opened {
             migration: self.migration.clone(),
             role: Role::Destination,
@@ -223,7 +229,10 @@ impl Destination {
         self.made.creating = Some(tokio::spawn(async move { engine.create(&container).await }));
         let creating = self.made.finish_creating();
         let created = self.link.during(creating).await?;
-        journal.note(Mark::Created(created.clone())).await.map_err(noted)?;
+        journal
+            .note(Mark::Created(created.clone()))
+            .await
+            .map_err(noted)?;
 
         // The engine's description of a container that is being started may have to wait for the start.
         self.log = self.host.engine.log_path(&created.id).await?;
@@ -261,7 +270,9 @@ impl Destination {
         if self.host.engine.has_image(image).await? {
             Ok(())
         } else {
-            Err(Problem::failed(format!("the engine took the image's layers, and image {image} is not there")))
+            Err(Problem::failed(format!(
+                "the engine took the image's layers, and image {image} is not there"
+            )))
         }
     }
 
@@ -292,7 +303,10 @@ impl Destination {
             loop {
                 let lease_taken = lease.as_ref().is_some_and(|lease| lease.ticket.is_claimed());
                 if lease_taken
-                    && let Some(shim) = host.shims.find(Role::Destination, &created.namespace, &created.id).await?
+                    && let Some(shim) = host
+                        .shims
+                        .find(Role::Destination, &created.namespace, &created.id)
+                        .await?
                 {
                     let view = shim.inspect().await?;
                     if view.protocol != SHIM_PROTOCOL {
@@ -342,7 +356,11 @@ impl Destination {
             let _ = timeout(deadlines::START_FAILED, starting).await;
         }
         if let Some(created) = self.made.created.take() {
-            self.host.engine.remove(&created.id).await.map_err(|error| error.to_string())?;
+            self.host
+                .engine
+                .remove(&created.id)
+                .await
+                .map_err(|error| error.to_string())?;
         }
         if self.journal.is_some() {
             recovery::remove_places(&self.host, &self.migration).await?;
@@ -366,10 +384,12 @@ impl Destination {
     async fn receive_image(&mut self) -> Result<(), Problem> {
         let since = Instant::now();
         let directory = self.image_dir();
-        let room = checks::free_bytes(&directory).map_err(|error| Problem::io("the image directory", &error.into()))?;
+        let room = checks::free_bytes(&directory)
+            .map_err(|error| Problem::io("the image directory", &error.into()))?;
         self.link
             .receive_bulk_blocking(move |input| {
-                image_stream::receive(&directory, room, input).map_err(|error| Problem::failed(error.to_string()))
+                image_stream::receive(&directory, room, input)
+                    .map_err(|error| Problem::failed(error.to_string()))
             })
             .await?;
         self.clock.step("receive-image", since);
@@ -386,7 +406,10 @@ impl Destination {
                 self.link.receive_bulk_blocking(apply).await?;
             }
             Purpose::Log => {
-                let path = self.log.clone().ok_or_else(|| Problem::protocol("a log was not wanted"))?;
+                let path = self
+                    .log
+                    .clone()
+                    .ok_or_else(|| Problem::protocol("a log was not wanted"))?;
                 let append = move |input: &mut crate::bulk::ChunkReader| {
                     append_to(&path, input).map_err(|error| Problem::io("writing the log", &error))
                 };
@@ -400,7 +423,10 @@ impl Destination {
     }
 
     async fn restore(&mut self) -> Result<(), Problem> {
-        let shim = self.shim.clone().ok_or_else(|| Problem::failed("no shim waits for the image"))?;
+        let shim = self
+            .shim
+            .clone()
+            .ok_or_else(|| Problem::failed("no shim waits for the image"))?;
         let (image, verdict) = (self.image_dir(), self.host.places.verdict(&self.migration));
         let starting = &mut self.made.starting;
         let restore = async {
@@ -423,7 +449,9 @@ impl Destination {
         let path = self.host.places.verdict(&self.migration);
         match recovery::decide(&path, Verdict::Aborted).await {
             Ok(_) => {}
-            Err(error) => self.leftovers.push(format!("the verdict cannot be written: {error}")),
+            Err(error) => self
+                .leftovers
+                .push(format!("the verdict cannot be written: {error}")),
         }
         if let Some(shim) = &self.shim {
             // What the shim has to say of a restore that failed by itself is known already.
@@ -442,7 +470,10 @@ impl Destination {
             Ok(other) => self.link.out_of_turn(&other),
             Err(problem) => problem,
         };
-        log::warn!("migration {}: {lost}; asking the source for the verdict", self.migration);
+        log::warn!(
+            "migration {}: {lost}; asking the source for the verdict",
+            self.migration
+        );
         let source = self.link.peer().to_owned();
         match recovery::learn_verdict(&self.host, &self.migration, &source).await {
             Verdict::Committed => self.commit().await,
@@ -457,9 +488,14 @@ impl Destination {
             match recovery::decide(&path, Verdict::Committed).await {
                 Ok(Verdict::Committed) => return Ok(()),
                 Ok(Verdict::Aborted) => {
-                    return Err(Problem::failed("the restore was aborted here although the source has committed"));
+                    return Err(Problem::failed(
+                        "the restore was aborted here although the source has committed",
+                    ));
                 }
-                Err(error) => log::error!("migration {}: the verdict cannot be written: {error}", self.migration),
+                Err(error) => log::error!(
+                    "migration {}: the verdict cannot be written: {error}",
+                    self.migration
+                ),
             }
             sleep(deadlines::ASK_AGAIN).await;
         }
@@ -468,7 +504,9 @@ impl Destination {
     /// Lets the container run.
     async fn resume(&mut self) {
         let since = Instant::now();
-        let Some(created) = self.made.created.clone() else { return };
+        let Some(created) = self.made.created.clone() else {
+            return;
+        };
         match recovery::finish_restore(&self.host, &created, self.shim.clone()).await {
             Ok(shim_steps) => {
                 self.clock.extend(shim_steps);
@@ -486,7 +524,11 @@ impl Destination {
                 Ok(Ok(Ok(()))) => {}
                 Ok(Ok(Err(error))) => return self.broken(error.to_string()).await,
                 Ok(Err(error)) => return self.broken(error.to_string()).await,
-                Err(_) => return self.broken("the engine does not come to an end of its start".into()).await,
+                Err(_) => {
+                    return self
+                        .broken("the engine does not come to an end of its start".into())
+                        .await;
+                }
             }
         }
         if self.made.created.is_none() {
@@ -503,7 +545,12 @@ impl Destination {
     async fn broken(&mut self, reason: String) {
         recovery::note_broken(&self.host, &self.migration, &reason).await;
         self.made.created = None;
-        let failure = Failure::new(Role::Destination, &self.host.name, Phase::Commit, Cause::Failed(reason));
+        let failure = Failure::new(
+            Role::Destination,
+            &self.host.name,
+            Phase::Commit,
+            Cause::Failed(reason),
+        );
         self.try_tell(Message::Failed(failure)).await;
     }
 
@@ -554,4 +601,3 @@ fn append_to(path: &std::path::Path, input: &mut dyn io::Read) -> io::Result<()>
     io::copy(input, &mut file)?;
     Ok(())
 }
-

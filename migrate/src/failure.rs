@@ -61,7 +61,11 @@ impl Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{} failed on {} ({}): {}", self.phase, self.host, self.role, self.cause)?;
+        write!(
+            formatter,
+            "{} failed on {} ({}): {}",
+            self.phase, self.host, self.role, self.cause
+        )?;
         if !self.leftovers.is_empty() {
             write!(formatter, "; left behind: {}", self.leftovers.join("; "))?;
         }

@@ -94,7 +94,10 @@ pub async fn read(stream: &mut (impl AsyncRead + Unpin)) -> Result<Option<Frame>
     let length = u32::from_be_bytes([header[1], header[2], header[3], header[4]]) as usize;
     let kind = Kind::of(header[0]).ok_or(FrameError::UnknownKind(header[0]))?;
     if !kind.allows(length) {
-        return Err(FrameError::Length { kind: header[0], length });
+        return Err(FrameError::Length {
+            kind: header[0],
+            length,
+        });
     }
     let mut payload = Vec::with_capacity(length);
     if stream.take(length as u64).read_to_end(&mut payload).await? < length {
@@ -154,7 +157,10 @@ mod tests {
     use proptest::prelude::*;
 
     fn block_on<T>(future: impl Future<Output = T>) -> T {
-        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
+        tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap()
+            .block_on(future)
     }
 
     fn bytes_of(frame: &Frame) -> Vec<u8> {
@@ -172,7 +178,10 @@ mod tests {
         assert_eq!(bytes_of(&Frame::Heartbeat), [4, 0, 0, 0, 0]);
         assert_eq!(bytes_of(&Frame::Chunk(b"abc".to_vec())), b"\x02\0\0\0\x03abc");
         assert_eq!(bytes_of(&Frame::End(258)), b"\x03\0\0\0\x08\0\0\0\0\0\0\x01\x02");
-        assert_eq!(bytes_of(&Frame::Message(Box::new(Message::Commit))), b"\x01\0\0\0\x08\"commit\"");
+        assert_eq!(
+            bytes_of(&Frame::Message(Box::new(Message::Commit))),
+            b"\x01\0\0\0\x08\"commit\""
+        );
         assert_eq!(
             bytes_of(&Frame::Message(Box::new(Message::Welcome { version: 1 }))),
             b"\x01\0\0\0\x19{\"welcome\":{\"version\":1}}"
@@ -184,19 +193,37 @@ mod tests {
         let whole = bytes_of(&Frame::Chunk(b"abc".to_vec()));
         assert!(matches!(read_all(&[]), Ok(None)));
         for cut in 1..whole.len() {
-            assert!(matches!(read_all(&whole[..cut]), Err(FrameError::Truncated)), "cut at {cut}");
+            assert!(
+                matches!(read_all(&whole[..cut]), Err(FrameError::Truncated)),
+                "cut at {cut}"
+            );
         }
     }
 
     #[test]
     fn what_is_no_frame_is_refused() {
-        assert!(matches!(read_all(&[0, 0, 0, 0, 0]), Err(FrameError::UnknownKind(0))));
-        assert!(matches!(read_all(&[9, 0, 0, 0, 0]), Err(FrameError::UnknownKind(9))));
-        assert!(matches!(read_all(b"\x04\0\0\0\x01x"), Err(FrameError::Length { .. })));
-        assert!(matches!(read_all(&[2, 0, 0, 0, 0]), Err(FrameError::Length { .. })));
+        assert!(matches!(
+            read_all(&[0, 0, 0, 0, 0]),
+            Err(FrameError::UnknownKind(0))
+        ));
+        assert!(matches!(
+            read_all(&[9, 0, 0, 0, 0]),
+            Err(FrameError::UnknownKind(9))
+        ));
+        assert!(matches!(
+            read_all(b"\x04\0\0\0\x01x"),
+            Err(FrameError::Length { .. })
+        ));
+        assert!(matches!(
+            read_all(&[2, 0, 0, 0, 0]),
+            Err(FrameError::Length { .. })
+        ));
         for hostile in [1, 2, 3, 4] {
             let frame = [hostile, 0xff, 0xff, 0xff, 0xff];
-            assert!(matches!(read_all(&frame), Err(FrameError::Length { .. })), "kind {hostile}");
+            assert!(
+                matches!(read_all(&frame), Err(FrameError::Length { .. })),
+                "kind {hostile}"
+            );
         }
     }
 

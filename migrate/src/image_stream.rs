@@ -109,7 +109,9 @@ pub fn receive(directory: &Path, room: u64, input: &mut dyn Read) -> Result<Imag
             break;
         }
         if name_length > MAX_NAME_BYTES || size.files == MAX_FILES {
-            return Err(ImageError::Refused("a name is too long, or there are too many files".into()));
+            return Err(ImageError::Refused(
+                "a name is too long, or there are too many files".into(),
+            ));
         }
         let mut name = vec![0; name_length];
         input.read_exact(&mut name).map_err(io_error("receiving"))?;
@@ -121,7 +123,9 @@ pub fn receive(directory: &Path, room: u64, input: &mut dyn Read) -> Result<Imag
         let shown = name.to_string_lossy().into_owned();
         let bytes = u64::from_be_bytes(read_array(&mut input)?);
         if bytes > room.saturating_sub(size.bytes) {
-            return Err(ImageError::Refused(format!("{shown} does not fit into the {room} bytes that are free")));
+            return Err(ImageError::Refused(format!(
+                "{shown} does not fit into the {room} bytes that are free"
+            )));
         }
         let mut file = OpenOptions::new()
             .write(true)
@@ -211,7 +215,10 @@ mod tests {
         let (to, outcome) = take(&stream);
         assert_eq!(outcome.unwrap().files, 3);
         for name in ["pages-1.img", "core-1.img", "empty"] {
-            assert_eq!(fs::read(from.path().join(name)).unwrap(), fs::read(to.path().join(name)).unwrap());
+            assert_eq!(
+                fs::read(from.path().join(name)).unwrap(),
+                fs::read(to.path().join(name)).unwrap()
+            );
         }
     }
 
@@ -266,6 +273,9 @@ mod tests {
     fn a_directory_in_an_image_is_an_error() {
         let directory = tempfile::tempdir().unwrap();
         fs::create_dir(directory.path().join("d")).unwrap();
-        assert!(matches!(send(directory.path(), &mut Vec::new()), Err(ImageError::NotAFile(_))));
+        assert!(matches!(
+            send(directory.path(), &mut Vec::new()),
+            Err(ImageError::NotAFile(_))
+        ));
     }
 }

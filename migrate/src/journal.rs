@@ -76,7 +76,9 @@ impl Journal {
             copy.append(&opened)?;
             // The file's name and the directory's must be as durable as the record.
             File::open(&copy.directory)?.sync_all()?;
-            copy.directory.parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all())
+            copy.directory
+                .parent()
+                .map_or(Ok(()), |parent| File::open(parent)?.sync_all())
         })
         .await?;
         Ok(journal)
@@ -118,7 +120,9 @@ impl Found {
         };
         // A last line without its end is a record whose deed was not begun.
         let whole = text.iter().rposition(|byte| *byte == b'\n').unwrap_or(0);
-        let mut lines = text[..whole].split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+        let mut lines = text[..whole]
+            .split(|byte| *byte == b'\n')
+            .filter(|line| !line.is_empty());
         let Some(first) = lines.next() else {
             return Ok(None);
         };
@@ -135,7 +139,11 @@ impl Found {
         };
         entries
             .flatten()
-            .filter_map(|entry| Self::read(&entry.path()).map_err(|error| (entry.path(), error)).transpose())
+            .filter_map(|entry| {
+                Self::read(&entry.path())
+                    .map_err(|error| (entry.path(), error))
+                    .transpose()
+            })
             .collect()
     }
 
@@ -197,7 +205,10 @@ mod tests {
         for length in 0..text.len() {
             fs::write(path.join(FILE_NAME), &text[..length]).unwrap();
             let found = Found::read(&path).unwrap();
-            assert!(found.is_none_or(|found| found.created().is_none()), "cut at {length}");
+            assert!(
+                found.is_none_or(|found| found.created().is_none()),
+                "cut at {length}"
+            );
         }
         assert_eq!(Found::read_all(&places).len(), 1);
     }

@@ -290,7 +290,9 @@ impl Link {
                     return Ok(total);
                 }
                 Frame::End(sent) => {
-                    return Err(Problem::protocol(format!("a stream of {sent} bytes arrived with {total}")));
+                    return Err(Problem::protocol(format!(
+                        "a stream of {sent} bytes arrived with {total}"
+                    )));
                 }
                 other => return Err(self.unexpected(&other)),
             }
@@ -299,7 +301,11 @@ impl Link {
 
     /// Says that the message received is none that may come now.
     pub fn out_of_turn(&self, message: &Message) -> Problem {
-        Problem::protocol(format!("the agent on {} said {} out of turn", self.peer, message.name()))
+        Problem::protocol(format!(
+            "the agent on {} said {} out of turn",
+            self.peer,
+            message.name()
+        ))
     }
 }
 
@@ -325,7 +331,9 @@ pub async fn joined<T>(task: JoinHandle<Result<T, Problem>>) -> Result<T, Proble
 }
 
 fn lost(peer: &str, reason: &str) -> Cause {
-    Cause::Lost(format!("the connection to the agent on {peer} was lost: {reason}"))
+    Cause::Lost(format!(
+        "the connection to the agent on {peer} was lost: {reason}"
+    ))
 }
 
 async fn write_frames(
@@ -393,15 +401,24 @@ mod tests {
     #[tokio::test]
     async fn a_bulk_stream_arrives_whole_and_is_counted() {
         let (mut left, mut right) = pair();
-        let sent: Vec<u8> = (0..CHUNK_BYTES * 5 / 2).map(|index| (index % 251) as u8).collect();
+        let sent: Vec<u8> = (0..CHUNK_BYTES * 5 / 2)
+            .map(|index| (index % 251) as u8)
+            .collect();
         let copy = sent.clone();
-        let send = async { left.send_bulk(Purpose::Image, move |out| out.write_all(&copy).map_err(|e| Problem::io("x", &e))).await };
+        let send = async {
+            left.send_bulk(Purpose::Image, move |out| {
+                out.write_all(&copy).map_err(|e| Problem::io("x", &e))
+            })
+            .await
+        };
         let receive = async {
             right.receive("bulk", SILENCE).await.unwrap();
             right
                 .receive_bulk_blocking(|reader| {
                     let mut bytes = Vec::new();
-                    reader.read_to_end(&mut bytes).map_err(|error| Problem::io("x", &error))?;
+                    reader
+                        .read_to_end(&mut bytes)
+                        .map_err(|error| Problem::io("x", &error))?;
                     Ok(bytes)
                 })
                 .await
@@ -415,30 +432,41 @@ mod tests {
     #[tokio::test]
     async fn a_stream_that_is_not_read_to_its_end_is_an_error() {
         let (mut left, mut right) = pair();
-        let send = left.send_bulk(Purpose::Files, |out| out.write_all(&[7; 100]).map_err(|e| Problem::io("x", &e)));
+        let send = left.send_bulk(Purpose::Files, |out| {
+            out.write_all(&[7; 100]).map_err(|e| Problem::io("x", &e))
+        });
         let receive = async {
             right.receive("bulk", SILENCE).await.unwrap();
             right
                 .receive_bulk_blocking(|reader| {
-                    reader.read_exact(&mut [0; 99]).map_err(|error| Problem::io("x", &error))
+                    reader
+                        .read_exact(&mut [0; 99])
+                        .map_err(|error| Problem::io("x", &error))
                 })
                 .await
         };
         let (_, received) = tokio::join!(send, receive);
-        assert!(matches!(received, Err(Problem::Here(Cause::Protocol(_)))), "{received:?}");
+        assert!(
+            matches!(received, Err(Problem::Here(Cause::Protocol(_)))),
+            "{received:?}"
+        );
     }
 
     #[tokio::test]
     async fn a_producer_that_fails_ends_the_stream_for_its_consumer() {
         let (mut left, mut right) = pair();
-        let sent = left.send_bulk(Purpose::Files, |_| Err::<(), _>(Problem::failed("disk on fire"))).await;
+        let sent = left
+            .send_bulk(Purpose::Files, |_| Err::<(), _>(Problem::failed("disk on fire")))
+            .await;
         assert!(matches!(sent, Err(Problem::Here(Cause::Failed(_)))));
         left.close().await;
         right.receive("bulk", SILENCE).await.unwrap();
         let received = right
             .receive_bulk_blocking(|reader| {
                 let mut bytes = Vec::new();
-                reader.read_to_end(&mut bytes).map_err(|error| Problem::io("reading", &error))
+                reader
+                    .read_to_end(&mut bytes)
+                    .map_err(|error| Problem::io("reading", &error))
             })
             .await;
         assert!(matches!(received, Err(Problem::Here(_))), "{received:?}");
@@ -456,8 +484,11 @@ mod tests {
         right.send(Message::Failed(failure.clone())).await.unwrap();
         right.close().await;
         let outcome = left
-            .send_bulk(Purpose::Image, |out| loop {
-                out.write_all(&[0; 4096]).map_err(|error| Problem::io("sending", &error))?;
+            .send_bulk(Purpose::Image, |out| {
+                loop {
+                    out.write_all(&[0; 4096])
+                        .map_err(|error| Problem::io("sending", &error))?;
+                }
             })
             .await
             .map(|((), _)| ());

@@ -151,7 +151,11 @@ impl Message {
 
 /// The best version both sides speak, if there is one.
 pub fn negotiate(offered: &[u32], spoken: &[u32]) -> Option<u32> {
-    spoken.iter().copied().filter(|version| offered.contains(version)).max()
+    spoken
+        .iter()
+        .copied()
+        .filter(|version| offered.contains(version))
+        .max()
 }
 
 #[cfg(test)]

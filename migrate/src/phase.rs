@@ -171,8 +171,20 @@ fn begin<S: Side>(side: &S, phase: Phase) -> Instant {
 
 fn end<S: Side>(side: &S, phase: Phase, began: Instant, succeeded: bool) {
     let ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-    let state = if succeeded { PhaseState::End } else { PhaseState::Failed };
+    let state = if succeeded {
+        PhaseState::End
+    } else {
+        PhaseState::Failed
+    };
     let bytes = side.observer().bytes();
-    log::debug!("{} {phase}: {state:?} after {ms} ms, {bytes} bytes so far", S::ROLE);
-    side.observer().tell(Event::Phase { phase, state, ms, bytes });
+    log::debug!(
+        "{} {phase}: {state:?} after {ms} ms, {bytes} bytes so far",
+        S::ROLE
+    );
+    side.observer().tell(Event::Phase {
+        phase,
+        state,
+        ms,
+        bytes,
+    });
 }

@@ -35,8 +35,13 @@ impl TryFrom<String> for MigrationId {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
-        let hex = text.len() == 2 * ID_BYTES && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-        if hex { Ok(Self(text)) } else { Err(format!("{text:?} is no migration")) }
+        let hex =
+            text.len() == 2 * ID_BYTES && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        if hex {
+            Ok(Self(text))
+        } else {
+            Err(format!("{text:?} is no migration"))
+        }
     }
 }
 
@@ -107,11 +112,25 @@ mod tests {
 
     #[test]
     fn a_name_from_a_peer_cannot_be_a_path() {
-        for bad in ["", ".", "..", "../0123456789abc", "0123456789ABCDEF", "0123456789abcde", "0123456789abcdef0"] {
-            assert!(serde_json::from_value::<MigrationId>(bad.into()).is_err(), "{bad}");
+        for bad in [
+            "",
+            ".",
+            "..",
+            "../0123456789abc",
+            "0123456789ABCDEF",
+            "0123456789abcde",
+            "0123456789abcdef0",
+        ] {
+            assert!(
+                serde_json::from_value::<MigrationId>(bad.into()).is_err(),
+                "{bad}"
+            );
         }
         let id = MigrationId::random().unwrap();
-        assert_eq!(serde_json::from_value::<MigrationId>(id.as_str().into()).unwrap(), id);
+        assert_eq!(
+            serde_json::from_value::<MigrationId>(id.as_str().into()).unwrap(),
+            id
+        );
         assert_ne!(id, MigrationId::random().unwrap());
     }
 }

@@ -93,7 +93,10 @@ pub struct Transfer {
 impl Transfer {
     /// Bytes moved so far, and expected in all (0: unknown).
     pub fn read(&self) -> (u64, u64) {
-        (self.transferred.load(Ordering::Relaxed), self.expected.load(Ordering::Relaxed))
+        (
+            self.transferred.load(Ordering::Relaxed),
+            self.expected.load(Ordering::Relaxed),
+        )
     }
 
     /// Counts `bytes` as moved.
@@ -141,6 +144,8 @@ impl Observer {
     /// Says that `bytes` more are going to be moved.
     pub fn expect(&self, bytes: u64) {
         let (transferred, _) = self.transfer.read();
-        self.transfer.expected.store(transferred + bytes, Ordering::Relaxed);
+        self.transfer
+            .expected
+            .store(transferred + bytes, Ordering::Relaxed);
     }
 }

@@ -17,10 +17,10 @@ use crate::engine::{Container, Created};
 use crate::failure::{Failure, Problem};
 use crate::host::Host;
 use crate::journal::{Found, Journal, Mark};
+use crate::link::Link;
 use crate::message::{Intent, Message, VERSIONS, negotiate};
 use crate::phase::{Phase, Role};
 use crate::places::{MigrationId, remove_tree};
-use crate::link::Link;
 use crate::shim::ShimClient;
 
 /// Finishes or undoes a move that was found in the journals; returns when nothing of it is left.
@@ -53,11 +53,19 @@ async fn recover_source(host: &Host, found: &Found) -> Result<&'static str, Stri
     let (migration, container) = (&found.opened.migration, &found.opened.container);
     let path = host.places.verdict(migration);
     let frozen = found.marks.iter().any(|mark| matches!(mark, Mark::Freezing));
-    if frozen && decide(&path, Verdict::Aborted).await.map_err(|error| error.to_string())? == Verdict::Committed {
+    if frozen
+        && decide(&path, Verdict::Aborted)
+            .await
+            .map_err(|error| error.to_string())?
+            == Verdict::Committed
+    {
         // Only what the destination confirms is removed: until then this host has the last copy of the files.
         finish_dump(host, container, None).await?;
         tell_committed(host, migration, &found.opened.peer).await?;
-        host.engine.remove(&container.id).await.map_err(|error| error.to_string())?;
+        host.engine
+            .remove(&container.id)
+            .await
+            .map_err(|error| error.to_string())?;
         remove_places(host, migration).await?;
         return Ok("committed, the container is at the destination");
     }
@@ -65,7 +73,10 @@ async fn recover_source(host: &Host, found: &Found) -> Result<&'static str, Stri
         finish_dump(host, container, None).await?;
     }
     if found.marks.iter().any(|mark| matches!(mark, Mark::Disarming)) {
-        host.engine.rearm_restart(container).await.map_err(|error| error.to_string())?;
+        host.engine
+            .rearm_restart(container)
+            .await
+            .map_err(|error| error.to_string())?;
     }
     remove_places(host, migration).await?;
     Ok("undone, the container runs here")
@@ -145,7 +156,11 @@ pub async fn finish_dump(
         // A shim whose container has ended may leave before it answers.
         Some(shim) => match shim.finish_dump().await {
             Ok(_) => Ok(()),
-            Err(error) => match host.shims.find(Role::Source, &container.namespace, &container.id).await {
+            Err(error) => match host
+                .shims
+                .find(Role::Source, &container.namespace, &container.id)
+                .await
+            {
                 Ok(Some(_)) => Err(error.to_string()),
                 Ok(None) | Err(_) => Ok(()),
             },
@@ -198,8 +213,12 @@ pub async fn undo_destination(
             log::debug!("migration {migration}: {error}");
         }
     }
-    ticket::withdraw(&host.places.tickets(), &created.namespace, &created.id).map_err(|error| error.to_string())?;
-    host.engine.remove(&created.id).await.map_err(|error| error.to_string())?;
+    ticket::withdraw(&host.places.tickets(), &created.namespace, &created.id)
+        .map_err(|error| error.to_string())?;
+    host.engine
+        .remove(&created.id)
+        .await
+        .map_err(|error| error.to_string())?;
     remove_places(host, migration).await
 }
 
@@ -207,9 +226,11 @@ pub async fn undo_destination(
 async fn remove_unfinished(host: &Host, offered: &Container) -> Result<(), String> {
     match host.engine.inspect(&offered.name).await {
         // The plan had found the name free. A container of another image under it is somebody else's.
-        Ok(found) if !found.running && found.image_id == offered.image_id => {
-            host.engine.remove(&found.id).await.map_err(|error| error.to_string())
-        }
+        Ok(found) if !found.running && found.image_id == offered.image_id => host
+            .engine
+            .remove(&found.id)
+            .await
+            .map_err(|error| error.to_string()),
         Ok(_) | Err(crate::engine::EngineError::NoSuchContainer(_)) => Ok(()),
         Err(error) => Err(error.to_string()),
     }
@@ -225,7 +246,9 @@ pub async fn learn_verdict(host: &Host, migration: &MigrationId, source: &str) -
         }
         match ask_verdict(host, migration, source).await {
             Ok(verdict) => return verdict,
-            Err(problem) => log::warn!("migration {migration}: {source} does not tell the verdict: {problem}"),
+            Err(problem) => {
+                log::warn!("migration {migration}: {source} does not tell the verdict: {problem}")
+            }
         }
         sleep(deadlines::ASK_AGAIN).await;
     }
@@ -339,7 +362,9 @@ fn belongs(host: &Host, migration: &MigrationId, role: Role, peer: &str) -> Resu
     match read_found(host, migration)? {
         None => Ok(false),
         Some(found) if found.opened.role == role && found.opened.peer == peer => Ok(true),
-        Some(_) => Err(Problem::protocol(format!("migration {migration} is none with {peer}"))),
+        Some(_) => Err(Problem::protocol(format!(
+            "migration {migration} is none with {peer}"
+        ))),
     }
 }
 

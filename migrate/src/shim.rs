@@ -82,7 +82,12 @@ pub trait ShimClient: Send + Sync {
 #[async_trait]
 pub trait Shims: Send + Sync {
     /// The shim of a container; `None` if it runs under none of ours.
-    async fn find(&self, role: Role, namespace: &str, id: &str) -> Result<Option<Arc<dyn ShimClient>>, ShimError>;
+    async fn find(
+        &self,
+        role: Role,
+        namespace: &str,
+        id: &str,
+    ) -> Result<Option<Arc<dyn ShimClient>>, ShimError>;
 }
 
 /// The shims of this host.
@@ -97,7 +102,12 @@ struct TtrpcShim {
 
 #[async_trait]
 impl Shims for HostShims {
-    async fn find(&self, role: Role, namespace: &str, id: &str) -> Result<Option<Arc<dyn ShimClient>>, ShimError> {
+    async fn find(
+        &self,
+        role: Role,
+        namespace: &str,
+        id: &str,
+    ) -> Result<Option<Arc<dyn ShimClient>>, ShimError> {
         let fail = |reason: String| ShimError {
             container: id.into(),
             call: "connect",
@@ -107,10 +117,13 @@ impl Shims for HostShims {
         let Some(record) = directory.read_shim().map_err(|error| fail(error.to_string()))? else {
             return Ok(None);
         };
-        let client = tokio::time::timeout(INSPECT_DEADLINE, ttrpc::asynchronous::Client::connect(&record.address))
-            .await
-            .map_err(|_| fail(format!("no answer on {}", record.address)))?
-            .map_err(|error| fail(format!("{}: {error}", record.address)))?;
+        let client = tokio::time::timeout(
+            INSPECT_DEADLINE,
+            ttrpc::asynchronous::Client::connect(&record.address),
+        )
+        .await
+        .map_err(|_| fail(format!("no answer on {}", record.address)))?
+        .map_err(|error| fail(format!("{}: {error}", record.address)))?;
         Ok(Some(Arc::new(TtrpcShim {
             id: id.into(),
             role,

@@ -216,7 +216,11 @@ impl Source {
             objections.push(format!("{} is not running", container.name));
         }
         let mut memory_bytes = 0;
-        let found = self.host.shims.find(Role::Source, &container.namespace, &container.id).await?;
+        let found = self
+            .host
+            .shims
+            .find(Role::Source, &container.namespace, &container.id)
+            .await?;
         match found {
             Some(shim) => {
                 let view = shim.inspect().await?;
@@ -250,7 +254,10 @@ impl Source {
         }
         objections.extend(checks::room(&self.host, memory_bytes, 1));
         let host = &self.host.name;
-        let told = objections.into_iter().map(|objection| format!("{host}: {objection}")).collect();
+        let told = objections
+            .into_iter()
+            .map(|objection| format!("{host}: {objection}"))
+            .collect();
         Ok((told, memory_bytes))
     }
 
@@ -307,7 +314,10 @@ impl Source {
         if self.hold == Hold::Disarmed
             && let Err(error) = self.host.engine.rearm_restart(&self.container).await
         {
-            self.leftovers.push(format!("the restart policy of {} is `no`: {error}", self.container.name));
+            self.leftovers.push(format!(
+                "the restart policy of {} is `no`: {error}",
+                self.container.name
+            ));
             return;
         }
         self.hold = Hold::Free;
@@ -417,7 +427,8 @@ impl Source {
             Err(problem) => return self.unconfirmed(&problem),
         }
         if let Err(error) = self.host.engine.remove(&self.container.id).await {
-            self.remarks.push(format!("{} is not removed here: {error}", self.container.name));
+            self.remarks
+                .push(format!("{} is not removed here: {error}", self.container.name));
         }
         self.remove_places().await;
         self.remarks.append(&mut self.leftovers);
@@ -445,7 +456,8 @@ impl Source {
             return Ok(());
         };
         let send = move |out: &mut dyn Write| {
-            log.copy_rest(out).map_err(|error| Problem::io("sending the log", &error))?;
+            log.copy_rest(out)
+                .map_err(|error| Problem::io("sending the log", &error))?;
             Ok(log)
         };
         let (log, bytes) = self.link.send_bulk(Purpose::Log, send).await?;
@@ -463,7 +475,9 @@ impl Source {
     }
 
     fn shim(&self) -> Result<Arc<dyn ShimClient>, Problem> {
-        self.shim.clone().ok_or_else(|| Problem::failed("the container has no shim of ours"))
+        self.shim
+            .clone()
+            .ok_or_else(|| Problem::failed("the container has no shim of ours"))
     }
 
     fn image_dir(&self) -> PathBuf {
@@ -510,4 +524,3 @@ impl LogTail {
         Ok(())
     }
 }
-

@@ -106,10 +106,15 @@ async fn version(State(agent): State<Arc<Agent>>) -> Json<VersionView> {
     })
 }
 
-async fn container(State(agent): State<Arc<Agent>>, Path(name): Path<String>) -> Result<Json<ContainerView>, Refusal> {
+async fn container(
+    State(agent): State<Arc<Agent>>,
+    Path(name): Path<String>,
+) -> Result<Json<ContainerView>, Refusal> {
     let container = agent.host.engine.inspect(&name).await?;
     let shims = &agent.host.shims;
-    let found = shims.find(Role::Source, &container.namespace, &container.id).await;
+    let found = shims
+        .find(Role::Source, &container.namespace, &container.id)
+        .await;
     let state = match found {
         Ok(Some(shim)) => shim.inspect().await.ok().map(|view| view.state),
         Ok(None) | Err(_) => None,
@@ -128,7 +133,10 @@ async fn migrations(State(agent): State<Arc<Agent>>) -> Json<Vec<MigrationView>>
     let mut views = agent.registry.views();
     for found in Found::read_all(&agent.host.places).into_iter().flatten() {
         let opened = found.opened;
-        match views.iter_mut().find(|view| view.migration == opened.migration.as_str()) {
+        match views
+            .iter_mut()
+            .find(|view| view.migration == opened.migration.as_str())
+        {
             Some(view) => view.container = opened.container.name,
             None => views.push(MigrationView {
                 migration: opened.migration.to_string(),
@@ -149,7 +157,10 @@ async fn abort(State(agent): State<Arc<Agent>>, Path(id): Path<String>) -> Resul
     if agent.registry.abort(&migration) {
         Ok(StatusCode::ACCEPTED)
     } else {
-        Err(Refusal(StatusCode::NOT_FOUND, format!("no migration {migration} is under way")))
+        Err(Refusal(
+            StatusCode::NOT_FOUND,
+            format!("no migration {migration} is under way"),
+        ))
     }
 }
 
@@ -159,20 +170,36 @@ async fn migrate(
 ) -> Result<Response, Refusal> {
     let known = agent.host.peers.names();
     if !known.contains(&request.destination) {
-        return Err(Refusal(StatusCode::NOT_FOUND, unknown_host(&request.destination, &known)));
+        return Err(Refusal(
+            StatusCode::NOT_FOUND,
+            unknown_host(&request.destination, &known),
+        ));
     }
     if agent.stop.is_cancelled() {
-        return Err(Refusal(StatusCode::SERVICE_UNAVAILABLE, "the agent is stopping".into()));
+        return Err(Refusal(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the agent is stopping".into(),
+        ));
     }
     let container = agent.host.engine.inspect(&request.container).await?;
-    let busy = |error: registry::Busy| Refusal(StatusCode::CONFLICT, format!("{}: {error}", request.container));
-    let claim = agent.registry.claim(&container.namespace, &container.id).map_err(busy)?;
-    let migration =
-        MigrationId::random().map_err(|error| Refusal(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
+    let busy =
+        |error: registry::Busy| Refusal(StatusCode::CONFLICT, format!("{}: {error}", request.container));
+    let claim = agent
+        .registry
+        .claim(&container.namespace, &container.id)
+        .map_err(busy)?;
+    let migration = MigrationId::random()
+        .map_err(|error| Refusal(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
     let (observer, events) = Observer::new(agent.stop.child_token());
     let listing = agent
         .registry
-        .list(&migration, Role::Source, &container.name, &request.destination, &observer)
+        .list(
+            &migration,
+            Role::Source,
+            &container.name,
+            &request.destination,
+            &observer,
+        )
         .map_err(busy)?;
     let started = Event::Started {
         migration: migration.to_string(),
@@ -275,7 +302,8 @@ fn last(outcome: Result<Result<Report, Failure>, oneshot::error::RecvError>) -> 
             error,
         },
         Err(_) => {
-            let cause = crate::failure::Cause::Failed("the migration's task ended: see the agent's log".into());
+            let cause =
+                crate::failure::Cause::Failed("the migration's task ended: see the agent's log".into());
             let error = Failure::new(Role::Source, "this host", Phase::Release, cause);
             Event::Error {
                 message: error.to_string(),
@@ -303,7 +331,9 @@ impl hyper::body::Body for Lines {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        self.0.poll_recv(context).map(|piece| piece.map(|bytes| Ok(Frame::data(bytes))))
+        self.0
+            .poll_recv(context)
+            .map(|piece| piece.map(|bytes| Ok(Frame::data(bytes))))
     }
 }
 

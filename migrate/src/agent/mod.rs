@@ -86,7 +86,10 @@ pub async fn run(config: AgentConfig, stop: CancellationToken) -> Result<(), Age
         .map_err(failed(format!("listening on {}", config.listen)))?;
 
     let (name, listen) = (config.name.clone(), config.listen);
-    let docker = config.docker_socket.clone().unwrap_or_else(|| DEFAULT_SOCKET.into());
+    let docker = config
+        .docker_socket
+        .clone()
+        .unwrap_or_else(|| DEFAULT_SOCKET.into());
     let peers = Arc::new(TlsPeers::new(identity, config.peers));
     let agent = Arc::new(Agent {
         host: Arc::new(Host {
@@ -169,7 +172,11 @@ async fn listen_locally(places: &Places, socket: &Path) -> Result<UnixListener, 
         // The group reaches the socket through it; what is secret lies in private directories below.
         fs::set_permissions(&places.run, fs::Permissions::from_mode(0o711))
     };
-    prepare().map_err(failed(format!("{} and {}", places.state.display(), places.run.display())))?;
+    prepare().map_err(failed(format!(
+        "{} and {}",
+        places.state.display(),
+        places.run.display()
+    )))?;
     if UnixStream::connect(socket).await.is_ok() {
         return Err(AgentError::Running(socket.into()));
     }

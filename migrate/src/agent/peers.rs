@@ -62,7 +62,11 @@ impl Peers for TlsPeers {
 
 /// What to say of a host that is not among the peers.
 pub fn unknown_host(host: &str, known: &[String]) -> String {
-    let known = if known.is_empty() { "none".into() } else { known.join(", ") };
+    let known = if known.is_empty() {
+        "none".into()
+    } else {
+        known.join(", ")
+    };
     format!("unknown host {host}: the agent's configuration names these peers: {known}")
 }
 
@@ -117,7 +121,9 @@ async fn serve_one(agent: Arc<Agent>, peers: &TlsPeers, connection: TcpStream) {
 async fn take_over(agent: &Arc<Agent>, mut link: Link, migration: MigrationId, versions: Vec<u32>) {
     let source = link.peer().to_owned();
     let (observer, _events) = Observer::new(agent.stop.child_token());
-    let listing = agent.registry.list(&migration, Role::Destination, "", &source, &observer);
+    let listing = agent
+        .registry
+        .list(&migration, Role::Destination, "", &source, &observer);
     let Ok(_listing) = listing else {
         let cause = Cause::Protocol(format!("migration {migration} is under way already"));
         let failure = Failure::new(Role::Destination, &agent.host.name, Phase::Hello, cause);

@@ -168,7 +168,9 @@ mod tests {
         let registry = Registry::default();
         let (migration, other) = (MigrationId::random().unwrap(), MigrationId::random().unwrap());
         let (observer, _events) = Observer::new(CancellationToken::new());
-        let listing = registry.list(&migration, Role::Source, "redis", "hb", &observer).unwrap();
+        let listing = registry
+            .list(&migration, Role::Source, "redis", "hb", &observer)
+            .unwrap();
         assert!(!registry.abort(&other));
         assert!(!observer.abort.is_cancelled());
         assert!(registry.abort(&migration));
