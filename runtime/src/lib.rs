@@ -8,7 +8,11 @@ pub mod checkpoint;
 pub mod console;
 pub mod control;
 <<<<<<< HEAD
+<<<<<<< HEAD
+=======
+>>>>>>> move
 pub mod criu;
+pub mod delta;
 pub mod freezer;
 pub mod gate;
 pub mod hold;
@@ -17,12 +21,12 @@ pub mod options;
 pub mod reaper;
 pub mod runc;
 mod sys;
+<<<<<<< HEAD
 =======
 pub mod delta;
 >>>>>>> delta
 pub mod ticket;
 pub mod verdict;
-
 
 pub mod bundle;
 pub mod cgroup;
