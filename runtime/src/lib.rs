@@ -7,32 +7,6 @@ pub mod cgroup;
 pub mod checkpoint;
 pub mod console;
 pub mod control;
-<<<<<<< HEAD
-<<<<<<< HEAD
-=======
->>>>>>> move
-pub mod criu;
-pub mod delta;
-pub mod freezer;
-pub mod gate;
-pub mod hold;
-pub mod image;
-pub mod options;
-pub mod reaper;
-pub mod runc;
-mod sys;
-<<<<<<< HEAD
-=======
-pub mod delta;
->>>>>>> delta
-pub mod ticket;
-pub mod verdict;
-
-pub mod bundle;
-pub mod cgroup;
-pub mod checkpoint;
-pub mod console;
-pub mod control;
 pub mod criu;
 pub mod delta;
 pub mod freezer;
