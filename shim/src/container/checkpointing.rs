@@ -22,13 +22,13 @@ use super::create::Identity;
 use super::lifecycle::{Event, Lifecycle};
 use super::owner::{Happening, Owner};
 use crate::error::{ShimError, failed};
-use crate::io::{PendingTerminal, ProcessIo};
+use crate::io::{Pending, ProcessIo};
 
 /// A restore whose image has come and whose gate is shut.
 pub(super) struct PendingRestore {
     pub(super) restore: Restore,
-    /// Its terminal, which runC hands over when all is restored.
-    pub(super) terminal: PendingTerminal,
+    /// Its streams, connected when all is restored.
+    pub(super) streams: Pending,
     /// Who delivered the image and waits for the hold; none if the engine itself brought it.
     pub(super) deliverer: Option<Reply<Held>>,
 }
@@ -238,7 +238,7 @@ impl Owner {
     pub(super) fn start_restored(&mut self, pending: PendingRestore, reply: Reply<u32>) {
         let PendingRestore {
             mut restore,
-            terminal,
+            streams,
             deliverer,
         } = pending;
         if let Err(error) = self.step(Event::RestoreBegan) {
@@ -252,7 +252,7 @@ impl Owner {
             };
             Happening::RestoreHeld {
                 result: held.map(|steps| Box::new((restore, steps))),
-                terminal,
+                streams,
                 deliverer,
                 reply,
             }
@@ -262,7 +262,7 @@ impl Owner {
     pub(super) fn restore_held(
         &mut self,
         result: Result<Box<(Restore, Vec<Step>)>, CheckpointError>,
-        terminal: PendingTerminal,
+        streams: Pending,
         deliverer: Option<Reply<Held>>,
         reply: Reply<u32>,
     ) {
@@ -288,7 +288,7 @@ impl Owner {
         let (stdio, mut io) = (self.init.stdio.clone(), self.init.io.clone());
         self.happenings.spawn(async move {
             let result = match restore.end().await {
-                Ok(steps) => terminal.connect(&stdio, &mut io).await.map(|()| (steps, io)),
+                Ok(steps) => streams.connect(&stdio, &mut io).await.map(|()| (steps, io)),
                 Err(error) => Err(ShimError::Failed(error.to_string())),
             };
             Happening::RestoreEnded { result, reply }

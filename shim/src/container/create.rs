@@ -177,7 +177,7 @@ async fn try_create(
         Origin::Fresh => run_create(identity, &stdio, &mut io)
             .await
             .map(|(pid, departure)| (pid, departure, None)),
-        Origin::Image(image) => run_restore(identity, &stdio, &mut io, image)
+        Origin::Image(image) => run_restore(identity, &stdio, image)
             .await
             .map(|(pid, departure, restore)| (pid, departure, Some(restore))),
     };
@@ -262,11 +262,10 @@ async fn origin(
 async fn run_restore(
     identity: &Identity,
     stdio: &Stdio,
-    io: &mut ProcessIo,
     image: Image,
 ) -> Result<(i32, Departure, PendingRestore), ShimError> {
     let result = async {
-        let (streams, terminal) = io.open(stdio, identity.io_owner, identity.control.join("console.sock"))?;
+        let (streams, pending) = io::open(stdio, identity.io_owner, identity.control.join("console.sock"))?;
         let request = RestoreRequest {
             image_dir: image.directory,
             work_dir: None,
@@ -281,13 +280,13 @@ async fn run_restore(
         let mut restore = Restore::begin(identity.site(), &request, streams).map_err(broken)?;
         let pid = restore.gated().await.map_err(broken)?;
         let departure = nursery.adopt(pid);
-        Ok::<_, ShimError>((pid, departure, restore, terminal))
+        Ok::<_, ShimError>((pid, departure, restore, pending))
     };
     match result.await {
-        Ok((pid, departure, restore, terminal)) => {
+        Ok((pid, departure, restore, pending)) => {
             let pending = PendingRestore {
                 restore,
-                terminal,
+                streams: pending,
                 deliverer: image.deliverer,
             };
             Ok((pid, departure, pending))

@@ -37,7 +37,7 @@ use super::exec::{self, Exec};
 use super::lifecycle::{Event, ExecEvent, Lifecycle};
 use super::process::Process;
 use crate::error::{ShimError, failed};
-use crate::io::{PendingTerminal, ProcessIo};
+use crate::io::{Pending, ProcessIo};
 use crate::metrics;
 use crate::publisher::{any, timestamp};
 
@@ -87,7 +87,7 @@ pub(super) enum Happening {
     DumpEnded(Result<(DumpEnd, Vec<Step>), CheckpointError>),
     RestoreHeld {
         result: Result<Box<(Restore, Vec<Step>)>, CheckpointError>,
-        terminal: PendingTerminal,
+        streams: Pending,
         deliverer: Option<Reply<Held>>,
         reply: Reply<u32>,
     },
@@ -358,11 +358,11 @@ impl Owner {
             }
             Happening::RestoreHeld {
                 result,
-                terminal,
+                streams,
                 deliverer,
                 reply,
             } => {
-                self.restore_held(result, terminal, deliverer, reply);
+                self.restore_held(result, streams, deliverer, reply);
                 String::new()
             }
             Happening::RestoreEnded { result, reply } => {
@@ -594,7 +594,7 @@ impl Owner {
             self.happenings.spawn(async move {
                 match runc.kill(&id, nix::libc::SIGKILL.unsigned_abs(), true).await {
                     Err(error) if !error.is_gone() => {
-                        warn!("processes of container {id} may be left: {error}")
+                        warn!("processes of container {id} may be left: {error}");
                     }
                     _ => {}
                 }
