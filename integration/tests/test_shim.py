@@ -191,6 +191,8 @@ class Ctr(EngineTest):
 
     def setUp(self) -> None:
         super().setUp()
+        if self.ha.state()["cgroups"] == "v2" and "cpu" not in self.ha.run("cat", "/sys/fs/cgroup/cgroup.controllers").stdout:
+            self.skipTest("ctr asks for a share of the cpu, and this machine's cgroup v2 has no cpu controller")
         self.image = "docker.io/library/busybox:latest"
         self.ha.run("sh", "-c", "docker save busybox:latest | ctr images import -")
 
