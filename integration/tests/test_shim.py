@@ -178,7 +178,7 @@ class Docker(EngineTest):
         limit = self.docker("exec", name, "cat", "/sys/fs/cgroup/memory/memory.limit_in_bytes").stdout
         self.assertEqual(96 << 20, int(limit))
 
-    def test_containers_survive_nothing_of_the_shim_after_removal(self) -> None:
+    def test_removal_ends_the_shim_and_leaves_no_directory_of_it(self) -> None:
         name = self.start(*FOREVER)
         container_id = self.inspect(name, "{{.Id}}")
         self.docker("rm", "--force", name)
