@@ -423,3 +423,111 @@ fn the_overlays_own_notes_are_not_sent() {
     write(&pair.source.upper, None, &mut stream).unwrap();
     assert!(!stream.windows(16).any(|bytes| bytes == b"trusted.overlay."));
 }
+
+/// Histories of two passes that a random test meets too seldom, each with the fear it stands for.
+#[test]
+fn every_kind_of_change_between_two_passes_arrives() {
+    use Act::{
+        Attribute, DefaultAcl, Directory, Fifo, HardLink, Hollow, Owner, Remove, Rename, Socket,
+        SymbolicLink, Write,
+    };
+    let at = PathBuf::from;
+    let histories: Vec<(&str, Vec<Act>, Vec<Act>)> = vec![
+        (
+            "a new file that is gone again stays over there",
+            vec![Write(at("n"), 5), Directory(at("m")), Write(at("m/n"), 5)],
+            vec![Remove(at("n")), Remove(at("m"))],
+        ),
+        (
+            "a directory made again still shows what lower layers hold in it",
+            vec![Remove(at("a")), Directory(at("a")), Write(at("a/new"), 3)],
+            vec![Remove(at("a")), Directory(at("a")), Write(at("a/newer"), 3)],
+        ),
+        (
+            "a directory replaced for the first time still shows what was in it",
+            vec![Owner(at("a/b/a"), 7)],
+            vec![Remove(at("a")), Directory(at("a"))],
+        ),
+        (
+            "a file moved unchanged into a directory made again is not sent",
+            vec![
+                Remove(at("b")),
+                Directory(at("b")),
+                Directory(at("t")),
+                Write(at("t/f"), 9),
+            ],
+            vec![Remove(at("b")), Rename(at("t"), at("b"))],
+        ),
+        (
+            "a removed name comes back",
+            vec![Remove(at("c/b"))],
+            vec![Write(at("c/b"), 8)],
+        ),
+        (
+            "a link whose other name did not change becomes a copy",
+            vec![
+                Directory(at("p")),
+                Write(at("p/f"), 4),
+                HardLink(at("p/f"), at("g")),
+            ],
+            vec![Rename(at("p"), at("q"))],
+        ),
+        (
+            "a link that is cut stays a link",
+            vec![
+                Write(at("f"), 4),
+                HardLink(at("f"), at("g")),
+                HardLink(at("f"), at("h")),
+            ],
+            vec![Remove(at("g")), Write(at("g"), 6), Owner(at("f"), 3)],
+        ),
+        (
+            "one sort of file does not replace another",
+            vec![
+                Write(at("x"), 4),
+                Directory(at("y")),
+                Write(at("y/z"), 2),
+                SymbolicLink(at("l")),
+            ],
+            vec![
+                Remove(at("x")),
+                Directory(at("x")),
+                Write(at("x/in"), 2),
+                Remove(at("y")),
+                Fifo(at("y")),
+                Remove(at("l")),
+                Hollow(at("l"), 300_000),
+            ],
+        ),
+        (
+            "a socket leaves what it replaced",
+            vec![Write(at("s"), 4)],
+            vec![
+                Remove(at("s")),
+                Socket(at("s")),
+                Remove(at("b/a")),
+                Socket(at("b/a")),
+            ],
+        ),
+        (
+            "new files inherit what the source's did not",
+            vec![Write(at("c/n"), 4), DefaultAcl(at("c"))],
+            vec![Owner(at("c/n"), 9), Attribute(at("c/b"), 1)],
+        ),
+    ];
+    for (fear, first, second) in histories {
+        let Some(pair) = Pair::new() else { return };
+        for act in &first {
+            perform(&pair.source.merged, act).unwrap_or_else(|error| panic!("{fear}: {act:?}: {error}"));
+        }
+        let index = pair.pass(None).0;
+        println!("first pass of: {fear}");
+        pair.assert_same();
+        for act in &second {
+            perform(&pair.source.merged, act).unwrap_or_else(|error| panic!("{fear}: {act:?}: {error}"));
+        }
+        println!("second pass of: {fear}");
+        pair.pass(Some(&index));
+        pair.assert_same();
+    }
+}
