@@ -1,6 +1,6 @@
 //! Generates the messages, client and server of Godwit's own service from `proto/godwit.proto`, in pure Rust.
 
-use std::{env, error::Error, path::PathBuf};
+use std::{env, error::Error, fs::OpenOptions, io::Write, path::PathBuf};
 
 use ttrpc_codegen::{Codegen, Customize, ProtobufCustomize};
 
@@ -17,6 +17,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         })
         .out_dir(&out_dir)
         .run()?;
+    // The generator lists only the messages' module.
+    let mut modules = OpenOptions::new().append(true).open(out_dir.join("mod.rs"))?;
+    writeln!(modules, "pub mod godwit_ttrpc;")?;
     println!("cargo:rerun-if-changed=proto/godwit.proto");
     Ok(())
 }

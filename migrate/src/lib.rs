@@ -1,3 +1,25 @@
 //! The mover: the protocol between two hosts, the agent and its engines.
 
+pub mod agent;
+pub mod bulk;
+pub mod ca;
+pub mod checks;
+pub mod clock;
+pub mod config;
+pub mod deadlines;
+pub mod destination;
 pub mod engine;
+pub mod failure;
+pub mod frame;
+pub mod host;
+pub mod image_stream;
+pub mod journal;
+pub mod link;
+pub mod message;
+pub mod phase;
+pub mod places;
+pub mod progress;
+pub mod recovery;
+pub mod shim;
+pub mod source;
+pub mod tls;

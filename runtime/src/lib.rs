@@ -2,7 +2,20 @@
 //!
 //! This crate knows no RPC, no engine and no network peer; the shim and the mover are built on it.
 
+pub mod bundle;
+pub mod cgroup;
+pub mod checkpoint;
+pub mod console;
 pub mod control;
+pub mod criu;
 pub mod delta;
+pub mod freezer;
+pub mod gate;
+pub mod hold;
+pub mod image;
+pub mod options;
+pub mod reaper;
+pub mod runc;
+mod sys;
 pub mod ticket;
 pub mod verdict;

@@ -10,7 +10,8 @@ pub mod api {
         clippy::all,
         clippy::pedantic,
         clippy::unwrap_used,
-        rust_2018_idioms
+        rust_2018_idioms,
+        unused_imports
     )]
     include!(concat!(env!("OUT_DIR"), "/mod.rs"));
 }

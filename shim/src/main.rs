@@ -1,2 +1,68 @@
-//! The shim.
-fn main() {}
+//! `containerd-shim-godwit-v2`: a containerd shim that runs containers by runC and moves them by CRIU.
+//!
+//! What it does is decided by the name it is called by, then by Go-style flags and the action.
+
+mod bootstrap;
+mod checkpoint;
+mod container;
+mod delete;
+mod error;
+mod info;
+mod io;
+mod metrics;
+mod options;
+mod publisher;
+mod rootfs;
+mod server;
+mod service;
+
+use std::env;
+use std::ffi::{OsStr, OsString};
+use std::io::Write;
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use godwit_runtime::{gate, hold};
+
+fn main() -> ExitCode {
+    let arguments: Vec<OsString> = env::args_os().collect();
+    let called_as = Path::new(arguments.first().map_or(OsStr::new(""), OsString::as_os_str));
+    let result = match called_as.file_name().and_then(OsStr::to_str) {
+        Some(gate::NAME) => gate::main(called_as).context("the gate"),
+        Some(hold::NAME) => hold::main(called_as).context("the holder"),
+        Some(hold::THAWER_NAME) => thaw(called_as, arguments.get(1)),
+        _ => shim(arguments.get(1..).unwrap_or_default()),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Engines show the last line of it to their users.
+            let _ = writeln!(std::io::stderr(), "{}: {error:#}", info::RUNTIME_NAME);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn thaw(called_as: &Path, criu: Option<&OsString>) -> Result<()> {
+    let criu = criu
+        .and_then(|pid| pid.to_str())
+        .context("the thawer needs CRIU's pid")?;
+    hold::thawer_main(called_as, criu).context("the thawer")
+}
+
+fn shim(arguments: &[OsString]) -> Result<()> {
+    let flags = containerd_shim::parse(arguments)?;
+    if flags.version {
+        return info::version();
+    }
+    if flags.info {
+        return info::info();
+    }
+    match flags.action.as_str() {
+        "start" => bootstrap::start(&flags),
+        "delete" => delete::delete(&flags),
+        "" => server::serve(&flags),
+        action => bail!("there is no action {action}: give start or delete"),
+    }
+}

@@ -52,6 +52,9 @@ pub struct Network {
     pub mac: String,
     /// Whether the address can be the same at the destination (a user-defined network with a subnet).
     pub address_moves: bool,
+    /// Its subnets, as the engine writes them; the destination's must be the same.
+    #[serde(default)]
+    pub subnets: Vec<String>,
 }
 
 /// One mount of a container that is not part of its image.

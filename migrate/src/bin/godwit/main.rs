@@ -1,2 +1,172 @@
-//! The command line and the agent.
-fn main() {}
+//! `godwit`: the agent and the command line.
+//!
+//! Every command that concerns a container goes through the local API of the agent on this host; nothing here touches
+//! a container, an engine or a peer. What a command prints stands in the module of its name.
+
+mod client;
+mod logger;
+mod migrate;
+mod show;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use godwit_migrate::config::AgentConfig;
+use godwit_migrate::{agent, ca};
+use tokio_util::sync::CancellationToken;
+
+/// Something failed; nothing has changed, or all is undone.
+const EXIT_FAILED: u8 = 1;
+
+/// Threads for the agent's tasks: one of them encrypts while another serves; blocking work has its own.
+const WORKER_THREADS: usize = 2;
+
+/// Moves running containers between hosts.
+#[derive(Debug, Parser)]
+#[command(name = "godwit", version, after_help = EXIT_CODES)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXIT_CODES: &str = "Exit codes:
+  0    done
+  1    failed; a container that was to be moved runs where it was
+  2    wrong usage
+  3    committed: the container belongs to the destination, which has not confirmed that it runs
+  4    refused by the plan; nothing was touched
+  5    the agent on this host does not answer
+  130  aborted on request; the container runs where it was";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the agent of this host.
+    Agent {
+        /// The agent's configuration.
+        #[arg(long, default_value = "/etc/godwit/agent.toml")]
+        config: PathBuf,
+    },
+    /// Move a running container to another host; ^C aborts up to the commit.
+    Migrate {
+        /// Name, id or unique prefix of the id.
+        container: String,
+        /// The host, as the agent's configuration names it.
+        host: String,
+        /// Print one JSON object a line: every phase, and the report or the error at last.
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        agent: AgentSocket,
+    },
+    /// List the moves under way on this host.
+    Migrations {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        agent: AgentSocket,
+    },
+    /// Make and use the authority by which agents know each other.
+    #[command(subcommand)]
+    Ca(CaCommand),
+}
+
+#[derive(Debug, clap::Args)]
+struct AgentSocket {
+    /// The agent's local socket.
+    #[arg(long, default_value = "/run/godwit/agent.sock")]
+    socket: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+enum CaCommand {
+    /// Make a new authority: ca.pem and ca.key, the latter to be kept off the hosts.
+    Init {
+        /// Where to.
+        #[arg(long)]
+        dir: PathBuf,
+    },
+    /// Make a host's certificate and key.
+    Issue {
+        /// The authority's directory.
+        #[arg(long)]
+        dir: PathBuf,
+        /// The host's name, as the other agents' configurations name it.
+        #[arg(long)]
+        host: String,
+        /// An address under which it is reached; may be given several times.
+        #[arg(long)]
+        address: Vec<String>,
+        /// Where to put ca.pem, host.pem and host.key.
+        #[arg(long)]
+        out: PathBuf,
+    },
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let outcome = match arguments.command {
+        Command::Agent { config } => run_agent(&config),
+        Command::Migrate {
+            container,
+            host,
+            json,
+            agent,
+        } => block_on(migrate::run(&agent.socket, container, host, json)),
+        Command::Migrations { json, agent } => block_on(show::migrations(&agent.socket, json)),
+        Command::Ca(command) => run_ca(command).map(|()| ExitCode::SUCCESS),
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("godwit: {error:#}");
+        let unreachable = error.downcast_ref::<client::Unreachable>().is_some();
+        ExitCode::from(if unreachable {
+            client::EXIT_UNREACHABLE
+        } else {
+            EXIT_FAILED
+        })
+    })
+}
+
+fn run_ca(command: CaCommand) -> anyhow::Result<()> {
+    match command {
+        CaCommand::Init { dir } => ca::init(&dir)?,
+        CaCommand::Issue {
+            dir,
+            host,
+            address,
+            out,
+        } => ca::issue(&dir, &host, &address, &out)?,
+    }
+    Ok(())
+}
+
+fn run_agent(path: &std::path::Path) -> anyhow::Result<ExitCode> {
+    logger::install();
+    let config = AgentConfig::load(path)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKER_THREADS)
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        let stop = CancellationToken::new();
+        let stopped = stop.clone();
+        let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = tokio::signal::ctrl_c() => {}
+            }
+            stopped.cancel();
+        });
+        agent::run(config, stop).await?;
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+fn block_on(future: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?
+        .block_on(future)
+}

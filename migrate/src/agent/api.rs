@@ -1,0 +1,359 @@
+//! The local API: HTTP and JSON on a unix socket. What the command line does goes through it, and so can others.
+//!
+//! `POST /v1/migrations` begins a move and answers with its events, one JSON object a line; the last is the report or
+//! the error. A client that goes away does not end the move: `DELETE /v1/migrations/ID` does, up to the commit.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::extract::{Path, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{delete, get, post};
+use axum::{Json, Router};
+use hyper::body::Frame;
+use serde::{Deserialize, Serialize};
+use tokio::net::UnixListener;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{MissedTickBehavior, interval};
+
+use crate::agent::peers::unknown_host;
+use crate::agent::registry::MigrationView;
+use crate::agent::{Agent, registry};
+use crate::clock::Report;
+use crate::engine::{Container, EngineError};
+use crate::failure::Failure;
+use crate::journal::Found;
+use crate::phase::{Phase, Role};
+use crate::places::MigrationId;
+use crate::progress::{Event, Observer};
+use crate::source;
+
+/// How often a viewer hears of the bytes moved.
+const TRANSFER_INTERVAL: Duration = Duration::from_millis(200);
+
+/// Lines queued for a viewer that reads slowly; the viewer's task waits, the move does not.
+const LINES_BOUND: usize = 16;
+
+/// `POST /v1/migrations`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MigrateRequest {
+    /// Name, id or unique prefix of the id.
+    pub container: String,
+    /// The host to move it to, as the agent's configuration names it.
+    pub destination: String,
+}
+
+/// `GET /v1/version`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct VersionView {
+    /// This release.
+    pub version: String,
+    /// Versions of the protocol between agents.
+    pub protocol: Vec<u32>,
+    /// This host's name.
+    pub host: String,
+    /// Hosts it may move containers to.
+    pub peers: Vec<String>,
+}
+
+/// `GET /v1/containers/NAME`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ContainerView {
+    /// Full id.
+    pub id: String,
+    /// Name.
+    pub name: String,
+    /// Whether it runs, unpaused.
+    pub running: bool,
+    /// The runtime it was started with.
+    pub runtime: String,
+    /// The shim's word for its state; `None` if it runs under no shim of Godwit.
+    pub state: Option<String>,
+}
+
+/// The body of every answer that is not 2xx.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ErrorView {
+    /// In one sentence.
+    pub error: String,
+}
+
+/// Serves the API until the agent stops.
+pub async fn serve(agent: Arc<Agent>, listener: UnixListener) {
+    let routes = Router::new()
+        .route("/v1/version", get(version))
+        .route("/v1/containers/{name}", get(container))
+        .route("/v1/migrations", post(migrate).get(migrations))
+        .route("/v1/migrations/{id}", delete(abort))
+        .with_state(agent);
+    if let Err(error) = axum::serve(listener, routes).await {
+        log::error!("the local API: {error}");
+    }
+}
+
+async fn version(State(agent): State<Arc<Agent>>) -> Json<VersionView> {
+    Json(VersionView {
+        version: env!("CARGO_PKG_VERSION").into(),
+        protocol: crate::message::VERSIONS.to_vec(),
+        host: agent.host.name.clone(),
+        peers: agent.host.peers.names(),
+    })
+}
+
+async fn container(
+    State(agent): State<Arc<Agent>>,
+    Path(name): Path<String>,
+) -> Result<Json<ContainerView>, Refusal> {
+    let container = agent.host.engine.inspect(&name).await?;
+    let shims = &agent.host.shims;
+    let found = shims
+        .find(Role::Source, &container.namespace, &container.id)
+        .await;
+    let state = match found {
+        Ok(Some(shim)) => shim.inspect().await.ok().map(|view| view.state),
+        Ok(None) | Err(_) => None,
+    };
+    Ok(Json(ContainerView {
+        id: container.id,
+        name: container.name,
+        running: container.running,
+        runtime: container.runtime,
+        state,
+    }))
+}
+
+/// Moves under way, and those that wait for the other host in recovery.
+async fn migrations(State(agent): State<Arc<Agent>>) -> Json<Vec<MigrationView>> {
+    let mut views = agent.registry.views();
+    for found in Found::read_all(&agent.host.places).into_iter().flatten() {
+        let opened = found.opened;
+        match views
+            .iter_mut()
+            .find(|view| view.migration == opened.migration.as_str())
+        {
+            Some(view) => view.container = opened.container.name,
+            None => views.push(MigrationView {
+                migration: opened.migration.to_string(),
+                role: opened.role,
+                container: opened.container.name,
+                peer: opened.peer,
+                state: "recovering".into(),
+                phase: None,
+                transferred: 0,
+            }),
+        }
+    }
+    Json(views)
+}
+
+async fn abort(State(agent): State<Arc<Agent>>, Path(id): Path<String>) -> Result<StatusCode, Refusal> {
+    let migration = MigrationId::try_from(id).map_err(|error| Refusal(StatusCode::NOT_FOUND, error))?;
+    if agent.registry.abort(&migration) {
+        Ok(StatusCode::ACCEPTED)
+    } else {
+        Err(Refusal(
+            StatusCode::NOT_FOUND,
+            format!("no migration {migration} is under way"),
+        ))
+    }
+}
+
+async fn migrate(
+    State(agent): State<Arc<Agent>>,
+    Json(request): Json<MigrateRequest>,
+) -> Result<Response, Refusal> {
+    let known = agent.host.peers.names();
+    if !known.contains(&request.destination) {
+        return Err(Refusal(
+            StatusCode::NOT_FOUND,
+            unknown_host(&request.destination, &known),
+        ));
+    }
+    if agent.stop.is_cancelled() {
+        return Err(Refusal(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the agent is stopping".into(),
+        ));
+    }
+    let container = agent.host.engine.inspect(&request.container).await?;
+    let busy =
+        |error: registry::Busy| Refusal(StatusCode::CONFLICT, format!("{}: {error}", request.container));
+    let claim = agent
+        .registry
+        .claim(&container.namespace, &container.id)
+        .map_err(busy)?;
+    let migration = MigrationId::random()
+        .map_err(|error| Refusal(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
+    let (observer, events) = Observer::new(agent.stop.child_token());
+    let listing = agent
+        .registry
+        .list(
+            &migration,
+            Role::Source,
+            &container.name,
+            &request.destination,
+            &observer,
+        )
+        .map_err(busy)?;
+    let started = Event::Started {
+        migration: migration.to_string(),
+        container: container.name.clone(),
+        destination: request.destination.clone(),
+    };
+    let (tell_end, end) = oneshot::channel();
+    let watched = observer.clone();
+    let mover = Arc::clone(&agent);
+    // A task of the agent's own, which outlives the client's connection.
+    agent.tasks.spawn(async move {
+        let outcome = move_away(&mover, observer, &migration, container, &request.destination).await;
+        drop((claim, listing));
+        mover.recover_rest(&migration);
+        let _ = tell_end.send(outcome);
+    });
+    let (lines, body) = mpsc::channel(LINES_BOUND);
+    tokio::spawn(view(started, watched, events, end, lines));
+    let headers = [(header::CONTENT_TYPE, "application/x-ndjson")];
+    Ok((headers, Body::new(Lines(body))).into_response())
+}
+
+async fn move_away(
+    agent: &Agent,
+    observer: Observer,
+    migration: &MigrationId,
+    container: Container,
+    destination: &str,
+) -> Result<Report, Failure> {
+    let host = Arc::clone(&agent.host);
+    log::info!("migration {migration}: {} goes to {destination}", container.name);
+    let link = host
+        .peers
+        .connect(destination)
+        .await
+        .map_err(|cause| Failure::new(Role::Source, &host.name, Phase::Hello, cause))?;
+    let outcome = source::run(host, link, observer, migration.clone(), container).await;
+    match &outcome {
+        Ok(report) => log::info!(
+            "migration {migration}: {:?}, downtime {:?} us, {} us in all, {:?}",
+            report.outcome,
+            report.downtime_micros,
+            report.total_micros,
+            report.bytes
+        ),
+        Err(failure) => log::error!("migration {migration}: {failure}"),
+    }
+    outcome
+}
+
+/// Writes a move's events as lines for one viewer, until the move or the viewer ends.
+async fn view(
+    started: Event,
+    observer: Observer,
+    mut events: mpsc::Receiver<Event>,
+    mut end: oneshot::Receiver<Result<Report, Failure>>,
+    lines: mpsc::Sender<Bytes>,
+) {
+    let mut ticks = interval(TRANSFER_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    let transfer = observer.transfer();
+    drop(observer);
+    let mut shown = (0, 0);
+    let mut next = Some(started);
+    loop {
+        if let Some(event) = next.take()
+            && lines.send(line(&event)).await.is_err()
+        {
+            return;
+        }
+        tokio::select! {
+            // Events first, so that none follows the end.
+            biased;
+            Some(event) = events.recv() => next = Some(event),
+            outcome = &mut end => {
+                while let Ok(event) = events.try_recv() {
+                    let _ = lines.send(line(&event)).await;
+                }
+                let _ = lines.send(line(&last(outcome))).await;
+                return;
+            }
+            _ = ticks.tick() => {
+                let now = transfer.read();
+                if now != shown {
+                    shown = now;
+                    next = Some(Event::Transfer { transferred: now.0, expected: now.1 });
+                }
+            }
+        }
+    }
+}
+
+fn last(outcome: Result<Result<Report, Failure>, oneshot::error::RecvError>) -> Event {
+    match outcome {
+        Ok(Ok(report)) => Event::Report {
+            report: Box::new(report),
+        },
+        Ok(Err(error)) => Event::Error {
+            message: error.to_string(),
+            error,
+        },
+        Err(_) => {
+            let cause =
+                crate::failure::Cause::Failed("the migration's task ended: see the agent's log".into());
+            let error = Failure::new(Role::Source, "this host", Phase::Release, cause);
+            Event::Error {
+                message: error.to_string(),
+                error,
+            }
+        }
+    }
+}
+
+fn line(event: &Event) -> Bytes {
+    // Events are plain data of ours; none can fail to become JSON.
+    let mut json = serde_json::to_vec(event).unwrap_or_default();
+    json.push(b'\n');
+    json.into()
+}
+
+/// A body whose pieces come from a queue.
+struct Lines(mpsc::Receiver<Bytes>);
+
+impl hyper::body::Body for Lines {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        self.0
+            .poll_recv(context)
+            .map(|piece| piece.map(|bytes| Ok(Frame::data(bytes))))
+    }
+}
+
+/// A status and a sentence.
+struct Refusal(StatusCode, String);
+
+impl From<EngineError> for Refusal {
+    fn from(error: EngineError) -> Self {
+        let status = match error {
+            EngineError::NoSuchContainer(_) => StatusCode::NOT_FOUND,
+            EngineError::Unreachable { .. } | EngineError::Refused { .. } | EngineError::Broken { .. } => {
+                StatusCode::BAD_GATEWAY
+            }
+        };
+        Self(status, error.to_string())
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        (self.0, Json(ErrorView { error: self.1 })).into_response()
+    }
+}

@@ -1,0 +1,150 @@
+//! The agent's doors to other agents: connections out, and the listener with its dispatch by the hello's intent.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::time::sleep;
+
+use crate::agent::Agent;
+use crate::config::Peer;
+use crate::deadlines;
+use crate::destination;
+use crate::failure::{Cause, Failure};
+use crate::host::Peers;
+use crate::link::Link;
+use crate::message::{Intent, Message};
+use crate::phase::{Phase, Role};
+use crate::places::MigrationId;
+use crate::progress::Observer;
+use crate::recovery;
+use crate::tls::{self, BUSY_RECEIVER_PATIENCE, Identity, Stream};
+
+/// Connections served at once, those in their handshake included: beyond any use, and bounded.
+const MAX_CONNECTIONS: usize = 64;
+
+/// Between two tries to accept when the system has no descriptor to give.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+
+/// Agents reached over mutual TLS.
+pub struct TlsPeers {
+    identity: Identity,
+    peers: BTreeMap<String, Peer>,
+}
+
+impl TlsPeers {
+    /// The peers of a configuration.
+    pub fn new(identity: Identity, peers: BTreeMap<String, Peer>) -> Self {
+        Self { identity, peers }
+    }
+}
+
+#[async_trait]
+impl Peers for TlsPeers {
+    async fn connect(&self, host: &str) -> Result<Link, Cause> {
+        let peer = self
+            .peers
+            .get(host)
+            .ok_or_else(|| Cause::Refused(vec![unknown_host(host, &self.names())]))?;
+        let stream = tls::connect(&self.identity, host, &peer.address)
+            .await
+            .map_err(|error| Cause::Lost(error.to_string()))?;
+        Ok(link(stream, host))
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.peers.keys().cloned().collect()
+    }
+}
+
+/// What to say of a host that is not among the peers.
+pub fn unknown_host(host: &str, known: &[String]) -> String {
+    let known = if known.is_empty() {
+        "none".into()
+    } else {
+        known.join(", ")
+    };
+    format!("unknown host {host}: the agent's configuration names these peers: {known}")
+}
+
+/// Serves other agents until the agent stops.
+pub async fn serve(agent: Arc<Agent>, peers: Arc<TlsPeers>, listener: TcpListener) {
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
+            return;
+        };
+        let connection = tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((connection, _)) => connection,
+                Err(error) => {
+                    log::warn!("accepting a connection: {error}");
+                    sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            },
+            () = agent.stop.cancelled() => return,
+        };
+        let (tracked, peers) = (Arc::clone(&agent), Arc::clone(&peers));
+        agent.tasks.spawn(async move {
+            let _place = place;
+            serve_one(tracked, &peers, connection).await;
+        });
+    }
+}
+
+async fn serve_one(agent: Arc<Agent>, peers: &TlsPeers, connection: TcpStream) {
+    let (stream, peer) = match tls::accept(&peers.identity, &peers.peers, connection).await {
+        Ok(accepted) => accepted,
+        Err(error) => return log::warn!("{error}"),
+    };
+    let mut link = link(stream, &peer);
+    let (versions, intent) = match link.receive("hello", deadlines::HELLO).await {
+        Ok(Message::Hello { versions, intent }) => (versions, intent),
+        Ok(other) => return log::warn!("{peer} began with {}", other.name()),
+        Err(problem) => return log::debug!("{peer}: {problem}"),
+    };
+    match intent {
+        Intent::Move { migration } => take_over(&agent, link, migration, versions).await,
+        Intent::AskVerdict { migration } => {
+            recovery::answer_verdict(&agent.host, link, &versions, &migration).await;
+        }
+        Intent::TellCommitted { migration } => {
+            recovery::answer_committed(&agent.host, link, &versions, &migration).await;
+        }
+    }
+}
+
+async fn take_over(agent: &Arc<Agent>, mut link: Link, migration: MigrationId, versions: Vec<u32>) {
+    let source = link.peer().to_owned();
+    let (observer, _events) = Observer::new(agent.stop.child_token());
+    let listing = agent
+        .registry
+        .list(&migration, Role::Destination, "", &source, &observer);
+    let Ok(_listing) = listing else {
+        let cause = Cause::Protocol(format!("migration {migration} is under way already"));
+        let failure = Failure::new(Role::Destination, &agent.host.name, Phase::Hello, cause);
+        link.try_send(Message::Failed(failure));
+        return link.close().await;
+    };
+    let host = Arc::clone(&agent.host);
+    match destination::run(host, link, observer, migration.clone(), versions).await {
+        Ok(()) => log::info!("migration {migration} from {source} has ended"),
+        Err(failure) => {
+            log::error!("migration {migration} from {source}: {failure}");
+            agent.recover_rest(&migration);
+        }
+    }
+}
+
+fn link(stream: Stream, peer: &str) -> Link {
+    // The link's heartbeats notice a cut within seconds; the kernel must not end a connection whose receiver is busy
+    // writing layers to a disk.
+    if let Err(error) = tls::set_patience(&stream, BUSY_RECEIVER_PATIENCE) {
+        log::debug!("the connection to {peer}: {error}");
+    }
+    Link::new(stream, peer)
+}

@@ -1,0 +1,181 @@
+//! The moves under way on this host, and the rule that a container has one at a time.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use serde::{Deserialize, Serialize};
+
+use crate::phase::{Phase, Role};
+use crate::places::MigrationId;
+use crate::progress::Observer;
+
+/// Moves under way; cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Registry(Arc<Mutex<Table>>);
+
+#[derive(Debug, Default)]
+struct Table {
+    containers: BTreeSet<(String, String)>,
+    live: BTreeMap<MigrationId, Live>,
+}
+
+#[derive(Clone, Debug)]
+struct Live {
+    role: Role,
+    container: String,
+    peer: String,
+    observer: Observer,
+}
+
+/// A move as the local API lists it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MigrationView {
+    /// Its id.
+    pub migration: String,
+    /// This host's part.
+    pub role: Role,
+    /// The container's name.
+    pub container: String,
+    /// The other host.
+    pub peer: String,
+    /// `running`, or `recovering` for one whose runner is gone.
+    pub state: String,
+    /// The phase it is in.
+    pub phase: Option<Phase>,
+    /// Bytes moved so far.
+    pub transferred: u64,
+}
+
+/// The container has a move already.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("a migration of this container is under way already: see `godwit migrations`")]
+pub struct Busy;
+
+/// The right to move a container; given back when dropped.
+#[derive(Debug)]
+pub struct Claim {
+    registry: Registry,
+    container: (String, String),
+}
+
+/// A move in the list; taken off when dropped.
+#[derive(Debug)]
+pub struct Listing {
+    registry: Registry,
+    migration: MigrationId,
+}
+
+impl Registry {
+    /// Claims a container of this host for a move.
+    pub fn claim(&self, namespace: &str, id: &str) -> Result<Claim, Busy> {
+        let container = (namespace.to_owned(), id.to_owned());
+        if !self.table().containers.insert(container.clone()) {
+            return Err(Busy);
+        }
+        Ok(Claim {
+            registry: self.clone(),
+            container,
+        })
+    }
+
+    /// Lists a move for as long as the answer lives. A name that is taken is refused.
+    pub fn list(
+        &self,
+        migration: &MigrationId,
+        role: Role,
+        container: &str,
+        peer: &str,
+        observer: &Observer,
+    ) -> Result<Listing, Busy> {
+        let mut table = self.table();
+        if table.live.contains_key(migration) {
+            return Err(Busy);
+        }
+        let live = Live {
+            role,
+            container: container.into(),
+            peer: peer.into(),
+            observer: observer.clone(),
+        };
+        table.live.insert(migration.clone(), live);
+        Ok(Listing {
+            registry: self.clone(),
+            migration: migration.clone(),
+        })
+    }
+
+    /// Asks a move to give up; false if there is none of that name. It is heeded up to the commit.
+    pub fn abort(&self, migration: &MigrationId) -> bool {
+        let table = self.table();
+        let live = table.live.get(migration);
+        if let Some(live) = live {
+            live.observer.abort.cancel();
+        }
+        live.is_some()
+    }
+
+    /// All moves under way.
+    pub fn views(&self) -> Vec<MigrationView> {
+        let table = self.table();
+        let view = |(migration, live): (&MigrationId, &Live)| MigrationView {
+            migration: migration.to_string(),
+            role: live.role,
+            container: live.container.clone(),
+            peer: live.peer.clone(),
+            state: "running".into(),
+            phase: live.observer.phase(),
+            transferred: live.observer.bytes(),
+        };
+        table.live.iter().map(view).collect()
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        // Nothing is left half-done under this lock, so a panic elsewhere spoils nothing.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.registry.table().containers.remove(&self.container);
+    }
+}
+
+impl Drop for Listing {
+    fn drop(&mut self) {
+        self.registry.table().live.remove(&self.migration);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio_util::sync::CancellationToken;
+
+    #[test]
+    fn a_container_has_one_move_at_a_time() {
+        let registry = Registry::default();
+        let claim = registry.claim("moby", "abc").unwrap();
+        assert!(registry.claim("moby", "abc").is_err());
+        assert!(registry.claim("k8s.io", "abc").is_ok());
+        drop(claim);
+        assert!(registry.claim("moby", "abc").is_ok());
+    }
+
+    #[test]
+    fn an_abort_reaches_the_move_it_names_and_no_other() {
+        let registry = Registry::default();
+        let (migration, other) = (MigrationId::random().unwrap(), MigrationId::random().unwrap());
+        let (observer, _events) = Observer::new(CancellationToken::new());
+        let listing = registry
+            .list(&migration, Role::Source, "redis", "hb", &observer)
+            .unwrap();
+        assert!(!registry.abort(&other));
+        assert!(!observer.abort.is_cancelled());
+        assert!(registry.abort(&migration));
+        assert!(observer.abort.is_cancelled());
+        drop(listing);
+        assert!(registry.views().is_empty());
+    }
+}

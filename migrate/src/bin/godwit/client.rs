@@ -1,0 +1,88 @@
+//! A client of the agent's local API.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context;
+use godwit_migrate::agent::api::ErrorView;
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Bytes, Incoming};
+use hyper::client::conn::http1;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+
+/// The exit code for an agent that is not there.
+pub(crate) const EXIT_UNREACHABLE: u8 = 5;
+
+/// An agent on this host answers at once, or a user is told within 5 s.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
+
+/// A single answer of the API at most; lists have some hundred bytes a line.
+const MAX_ANSWER_BYTES: usize = 4 << 20;
+
+/// Nobody listens on the agent's socket.
+#[derive(Debug, thiserror::Error)]
+#[error("the agent on this host does not answer on {socket} ({source}): is `godwit agent` running?")]
+pub(crate) struct Unreachable {
+    socket: PathBuf,
+    source: std::io::Error,
+}
+
+/// Sends one request; a refusal becomes an error in the agent's words.
+pub(crate) async fn send(
+    socket: &Path,
+    method: Method,
+    path: &str,
+    body: Option<&impl Serialize>,
+) -> anyhow::Result<Response<Incoming>> {
+    let unreachable = |source| Unreachable {
+        socket: socket.into(),
+        source,
+    };
+    let stream = timeout(CONNECT_DEADLINE, UnixStream::connect(socket))
+        .await
+        .map_err(|_| unreachable(std::io::ErrorKind::TimedOut.into()))?
+        .map_err(unreachable)?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    tokio::spawn(connection);
+    let json = body.map(serde_json::to_vec).transpose()?.unwrap_or_default();
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header("host", "godwit")
+        .header("content-type", "application/json")
+        .body(Full::new(Bytes::from(json)))?;
+    let response = sender
+        .send_request(request)
+        .await
+        .context("the agent went away")?;
+    if response.status().is_success() {
+        return Ok(response);
+    }
+    let status = response.status();
+    let text = collect(response).await?;
+    match serde_json::from_slice::<ErrorView>(&text) {
+        Ok(view) => anyhow::bail!(view.error),
+        Err(_) => anyhow::bail!("the agent says {status}: {}", String::from_utf8_lossy(&text)),
+    }
+}
+
+/// Asks for one JSON value.
+pub(crate) async fn get<T: DeserializeOwned>(socket: &Path, path: &str) -> anyhow::Result<T> {
+    let response = send(socket, Method::GET, path, None::<&()>).await?;
+    debug_assert_eq!(response.status(), StatusCode::OK);
+    Ok(serde_json::from_slice(&collect(response).await?)?)
+}
+
+async fn collect(response: Response<Incoming>) -> anyhow::Result<Bytes> {
+    let body = http_body_util::Limited::new(response.into_body(), MAX_ANSWER_BYTES);
+    let collected = body
+        .collect()
+        .await
+        .map_err(|error| anyhow::anyhow!("reading the answer: {error}"))?;
+    Ok(collected.to_bytes())
+}

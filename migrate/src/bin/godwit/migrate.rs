@@ -1,0 +1,308 @@
+//! `godwit migrate`: asks the agent for a move and shows it.
+//!
+//! On a terminal a bar with phase, bytes and rate; elsewhere a line for each phase; with `--json` the agent's events as
+//! they come. ^C asks the agent to abort and waits for the outcome; a second one leaves the move to the agent.
+
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use godwit_migrate::agent::api::MigrateRequest;
+use godwit_migrate::clock::{Outcome, Report};
+use godwit_migrate::failure::{Cause, Failure};
+use godwit_migrate::phase::Phase;
+use godwit_migrate::progress::{Event, PhaseState};
+use http_body_util::BodyExt;
+use hyper::Method;
+use hyper::body::Incoming;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::client;
+
+const EXIT_UNCONFIRMED: u8 = 3;
+const EXIT_REFUSED: u8 = 4;
+const EXIT_ABORTED: u8 = 130;
+
+/// An event has some kilobytes at most; a line beyond this is not the agent's.
+const MAX_LINE_BYTES: usize = 1 << 20;
+
+/// Moves `container` to `host` and shows how.
+pub(crate) async fn run(
+    socket: &Path,
+    container: String,
+    host: String,
+    json: bool,
+) -> anyhow::Result<ExitCode> {
+    let request = MigrateRequest {
+        container,
+        destination: host,
+    };
+    let response = client::send(socket, Method::POST, "/v1/migrations", Some(&request)).await?;
+    let mut lines = Lines::new(response.into_body());
+    let view = View::new(json);
+    let mut abort = Abort::new(socket);
+    loop {
+        let line = tokio::select! {
+            line = lines.next() => line?.context("the agent went away during the move: `godwit migrations` shows what it is doing")?,
+            asked = abort.asked() => {
+                asked?;
+                view.say("aborting");
+                continue;
+            }
+        };
+        let event: Event = serde_json::from_slice(&line).context("the agent said something unknown")?;
+        view.show(&event, &line)?;
+        match event {
+            Event::Started { migration, .. } => abort.migration = Some(migration),
+            Event::Report { report } => return Ok(exit_of_report(&report)),
+            Event::Error { error, .. } => return Ok(exit_of_failure(&error)),
+            Event::Phase { .. } | Event::Transfer { .. } => {}
+        }
+    }
+}
+
+fn exit_of_report(report: &Report) -> ExitCode {
+    match report.outcome {
+        Outcome::Moved => ExitCode::SUCCESS,
+        Outcome::CommittedUnconfirmed { .. } => EXIT_UNCONFIRMED.into(),
+    }
+}
+
+fn exit_of_failure(failure: &Failure) -> ExitCode {
+    match failure.cause {
+        Cause::Refused(_) => EXIT_REFUSED,
+        Cause::Aborted => EXIT_ABORTED,
+        Cause::Lost(_) | Cause::Protocol(_) | Cause::Failed(_) => crate::EXIT_FAILED,
+    }
+    .into()
+}
+
+/// ^C, translated into a request to the agent.
+struct Abort {
+    socket: PathBuf,
+    migration: Option<String>,
+}
+
+impl Abort {
+    fn new(socket: &Path) -> Self {
+        Self {
+            socket: socket.into(),
+            migration: None,
+        }
+    }
+
+    /// Waits for ^C and passes it on.
+    async fn asked(&mut self) -> anyhow::Result<()> {
+        tokio::signal::ctrl_c().await?;
+        let Some(migration) = self.migration.take() else {
+            anyhow::bail!("left to the agent: `godwit migrations` shows what it is doing");
+        };
+        let path = format!("/v1/migrations/{migration}");
+        client::send(&self.socket, Method::DELETE, &path, None::<&()>).await?;
+        Ok(())
+    }
+}
+
+/// The lines of a body.
+struct Lines {
+    body: Incoming,
+    pending: Vec<u8>,
+}
+
+impl Lines {
+    fn new(body: Incoming) -> Self {
+        Self {
+            body,
+            pending: Vec::new(),
+        }
+    }
+
+    /// The next line without its end; `None` if there is none. May be dropped and called again.
+    async fn next(&mut self) -> anyhow::Result<Option<Vec<u8>>> {
+        loop {
+            if let Some(end) = self.pending.iter().position(|byte| *byte == b'\n') {
+                let rest = self.pending.split_off(end + 1);
+                let mut line = std::mem::replace(&mut self.pending, rest);
+                line.pop();
+                return Ok(Some(line));
+            }
+            anyhow::ensure!(self.pending.len() < MAX_LINE_BYTES, "the agent's line has no end");
+            match self.body.frame().await {
+                Some(frame) => {
+                    if let Ok(data) = frame.context("the agent went away during the move")?.into_data() {
+                        self.pending.extend_from_slice(&data);
+                    }
+                }
+                None => return Ok(None),
+            }
+        }
+    }
+}
+
+/// The ways to show a move.
+enum View {
+    Json,
+    Plain,
+    Bar(ProgressBar),
+}
+
+impl View {
+    fn new(json: bool) -> Self {
+        if json {
+            return Self::Json;
+        }
+        if !std::io::stderr().is_terminal() {
+            return Self::Plain;
+        }
+        let bar = ProgressBar::no_length();
+        bar.set_style(spinner());
+        bar.enable_steady_tick(std::time::Duration::from_millis(100));
+        Self::Bar(bar)
+    }
+
+    /// Says something that is no event.
+    fn say(&self, text: &str) {
+        match self {
+            Self::Json => {}
+            Self::Plain => eprintln!("{text}"),
+            Self::Bar(bar) => bar.set_message(text.to_owned()),
+        }
+    }
+
+    fn show(&self, event: &Event, line: &[u8]) -> anyhow::Result<()> {
+        if let Self::Json = self {
+            let mut out = std::io::stdout().lock();
+            out.write_all(line)?;
+            out.write_all(b"\n")?;
+            return Ok(out.flush()?);
+        }
+        match event {
+            Event::Started { .. } => {}
+            Event::Phase {
+                phase,
+                state: PhaseState::Begin,
+                ..
+            } => {
+                if let Self::Bar(bar) = self {
+                    bar.set_message(doing(*phase));
+                }
+            }
+            Event::Phase {
+                phase,
+                state,
+                ms,
+                bytes,
+                ..
+            } => {
+                let failed = if *state == PhaseState::Failed {
+                    "  failed"
+                } else {
+                    ""
+                };
+                let text = format!("{phase:<8} {ms:>7} ms  {:>9} sent{failed}", size(*bytes));
+                match self {
+                    Self::Bar(bar) => bar.println(text),
+                    Self::Plain | Self::Json => eprintln!("{text}"),
+                }
+            }
+            Event::Transfer {
+                transferred,
+                expected,
+            } => {
+                if let Self::Bar(bar) = self {
+                    if *expected > 0 {
+                        bar.set_length(*expected);
+                        bar.set_style(gauge());
+                    }
+                    bar.set_position(*transferred);
+                }
+            }
+            Event::Report { report } => {
+                self.clear();
+                print_report(report)?;
+            }
+            Event::Error { error, message } => {
+                self.clear();
+                eprintln!("godwit: {}", sentence(error, message));
+            }
+        }
+        Ok(())
+    }
+
+    fn clear(&self) {
+        if let Self::Bar(bar) = self {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+fn sentence(error: &Failure, message: &str) -> String {
+    match &error.cause {
+        Cause::Refused(reasons) if reasons.len() > 1 => {
+            format!("refused, nothing was touched:\n  - {}", reasons.join("\n  - "))
+        }
+        Cause::Refused(reasons) => format!("refused, nothing was touched: {}", reasons.concat()),
+        Cause::Aborted | Cause::Lost(_) | Cause::Protocol(_) | Cause::Failed(_) => {
+            format!("{message}\nthe container was not moved")
+        }
+    }
+}
+
+fn print_report(report: &Report) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    let bytes = &report.bytes;
+    let sum = bytes.layers + bytes.files + bytes.log + bytes.image;
+    match &report.outcome {
+        Outcome::Moved => {
+            let downtime = report.downtime_micros.unwrap_or_default() as f64 / 1000.0;
+            writeln!(
+                out,
+                "{} runs on {}: {downtime:.0} ms down, {} ms in all, {} sent",
+                report.container,
+                report.to,
+                report.total_micros / 1000,
+                size(sum)
+            )?;
+        }
+        Outcome::CommittedUnconfirmed { reason } => writeln!(
+            out,
+            "{} belongs to {} and is stopped on {}; {} has not confirmed that it runs: {reason}\n\
+             the agent keeps asking and removes it here then; see `godwit migrations` on both hosts",
+            report.container, report.to, report.from, report.to
+        )?,
+    }
+    for remark in &report.remarks {
+        writeln!(out, "note: {remark}")?;
+    }
+    Ok(())
+}
+
+fn doing(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Hello => "connecting",
+        Phase::Plan => "planning",
+        Phase::Prepare => "preparing",
+        Phase::Freeze => "frozen, sending",
+        Phase::Restore => "restoring",
+        Phase::Commit => "committed",
+        Phase::Release => "releasing",
+    }
+}
+
+fn spinner() -> ProgressStyle {
+    style("{spinner} {msg}  {bytes} sent, {bytes_per_sec}")
+}
+
+fn gauge() -> ProgressStyle {
+    style("{spinner} {msg} [{wide_bar}] {bytes}/{total_bytes} {bytes_per_sec}").progress_chars("=> ")
+}
+
+fn style(template: &str) -> ProgressStyle {
+    // Both templates are ours; one that is wrong costs the bar, not the move.
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_spinner())
+}
+
+fn size(bytes: u64) -> String {
+    indicatif::HumanBytes(bytes).to_string()
+}

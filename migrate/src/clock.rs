@@ -1,0 +1,180 @@
+//! The clock of a move: which step took how long and who measured it, and the report made of it.
+//!
+//! Downtime is what the source sees: from the begin of the freeze to the destination's word that the container runs.
+//! The order of the three instants is checked, so a report never holds a downtime that was not measured.
+
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use crate::phase::Role;
+
+/// One measured step.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Step {
+    /// `freeze`, `dump`, `send-files`, `send-image`, `restore`, `resume` …
+    pub name: String,
+    /// Who measured it.
+    pub by: Role,
+    /// How long it took.
+    pub micros: u64,
+}
+
+/// Bytes by what they were.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Bytes {
+    /// Image layers the destination did not have.
+    pub layers: u64,
+    /// The writable layer, all rounds.
+    pub files: u64,
+    /// The log.
+    pub log: u64,
+    /// The checkpoint image.
+    pub image: u64,
+}
+
+/// How a move that was committed ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// The container runs at the destination and is gone from the source.
+    Moved,
+    /// The container belongs to the destination, which has not confirmed that it runs. The source's agent keeps
+    /// asking, and keeps the stopped container until then.
+    CommittedUnconfirmed {
+        /// What happened to the confirmation.
+        reason: String,
+    },
+}
+
+/// Everything a move can tell about itself when it is over.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Report {
+    /// The move's id.
+    pub migration: String,
+    /// The container's name.
+    pub container: String,
+    /// Host it left.
+    pub from: String,
+    /// Host it went to.
+    pub to: String,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// From the begin of the freeze to the destination's word; `None` if that word did not come.
+    pub downtime_micros: Option<u64>,
+    /// From the first to the last phase.
+    pub total_micros: u64,
+    /// What was sent.
+    pub bytes: Bytes,
+    /// The steps in the order in which they ended; source's and destination's overlap.
+    pub steps: Vec<Step>,
+    /// What did not go as it should after the commit, in words; empty as a rule.
+    pub remarks: Vec<String>,
+}
+
+/// The stages the clock goes through, each once and in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Running,
+    Frozen { at: Instant },
+    Resumed { downtime: Duration },
+}
+
+/// Measures one side of a move.
+#[derive(Debug)]
+pub struct Clock {
+    role: Role,
+    began: Instant,
+    stage: Stage,
+    steps: Vec<Step>,
+}
+
+impl Clock {
+    /// Starts the clock.
+    pub fn start(role: Role) -> Self {
+        Self {
+            role,
+            began: Instant::now(),
+            stage: Stage::Running,
+            steps: Vec::new(),
+        }
+    }
+
+    /// The container is about to be frozen. Only the first call counts.
+    pub fn frozen(&mut self) {
+        if self.stage == Stage::Running {
+            self.stage = Stage::Frozen { at: Instant::now() };
+        }
+    }
+
+    /// The container runs again. Without a freeze before it, nothing is noted.
+    pub fn resumed(&mut self) {
+        if let Stage::Frozen { at } = self.stage {
+            self.stage = Stage::Resumed {
+                downtime: at.elapsed(),
+            };
+        }
+    }
+
+    /// Adds a step that this side measured from `since` to now.
+    pub fn step(&mut self, name: &str, since: Instant) {
+        self.steps.push(Step {
+            name: name.into(),
+            by: self.role,
+            micros: micros(since.elapsed()),
+        });
+    }
+
+    /// Adds steps that somebody else measured.
+    pub fn extend(&mut self, steps: impl IntoIterator<Item = Step>) {
+        self.steps.extend(steps);
+    }
+
+    /// Takes the steps measured so far.
+    pub fn take_steps(&mut self) -> Vec<Step> {
+        std::mem::take(&mut self.steps)
+    }
+
+    /// The downtime, if both its ends were seen.
+    pub fn downtime_micros(&self) -> Option<u64> {
+        match self.stage {
+            Stage::Resumed { downtime } => Some(micros(downtime)),
+            Stage::Running | Stage::Frozen { .. } => None,
+        }
+    }
+
+    /// Time since the start.
+    pub fn total_micros(&self) -> u64 {
+        micros(self.began.elapsed())
+    }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_downtime_needs_both_its_ends() {
+        let mut clock = Clock::start(Role::Source);
+        clock.resumed();
+        assert_eq!(clock.downtime_micros(), None);
+        clock.frozen();
+        assert_eq!(clock.downtime_micros(), None);
+        clock.resumed();
+        let downtime = clock.downtime_micros().unwrap();
+        clock.frozen();
+        clock.resumed();
+        assert_eq!(
+            clock.downtime_micros(),
+            Some(downtime),
+            "a second freeze does not count"
+        );
+    }
+}

@@ -1,0 +1,603 @@
+//! The destination's side of a move: takes a container over, or has never had it.
+//!
+//! The order is [`Destination::UNDOABLE`], the decision, [`Destination::FORWARD`]. The decision is the source's: from
+//! the word `ready` on this side knows nothing by itself, and if the link is lost it asks until it has the answer.
+
+use std::fs::File;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use godwit_runtime::control::create_private_dir;
+use godwit_runtime::delta;
+use godwit_runtime::ticket::{Issued, TOUCH_INTERVAL, Ticket};
+use godwit_runtime::verdict::Verdict;
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::checks;
+use crate::clock::Clock;
+use crate::deadlines;
+use crate::engine::{Created, EngineError};
+use crate::failure::{Cause, Failure, Problem};
+use crate::host::Host;
+use crate::image_stream;
+use crate::journal::{Journal, Mark, Opened};
+use crate::link::Link;
+use crate::message::{Message, Offer, Purpose};
+use crate::phase::{self, Boxed, ForwardRow, Phase, Role, Row, Side};
+use crate::places::MigrationId;
+use crate::progress::Observer;
+use crate::recovery;
+use crate::shim::{SHIM_PROTOCOL, ShimClient};
+
+/// The state in which a shim waits for an image.
+const AWAITING_IMAGE: &str = "awaiting-image";
+
+/// How long to wait for the reason why a start failed, from whoever knows it better than the engine.
+const REASON_DEADLINE: std::time::Duration = std::time::Duration::from_secs(2);
+
+/// What there is of the container on this host.
+#[derive(Debug, Default)]
+struct Made {
+    /// The engine's answer to create, which is never dropped half-way: what it made must be known to be removed.
+    creating: Option<JoinHandle<Result<Created, EngineError>>>,
+    created: Option<Created>,
+    lease: Option<Lease>,
+    starting: Option<JoinHandle<Result<(), EngineError>>>,
+}
+
+/// A ticket, touched for as long as this lives.
+#[derive(Debug)]
+struct Lease {
+    ticket: Arc<Issued>,
+    _touching: AbortOnDropHandle<()>,
+}
+
+/// One move, seen from its destination.
+pub struct Destination {
+    host: Arc<Host>,
+    link: Link,
+    observer: Observer,
+    clock: Clock,
+    migration: MigrationId,
+    versions: Vec<u32>,
+    offer: Option<Offer>,
+    image_wanted: bool,
+    journal: Option<Journal>,
+    made: Made,
+    shim: Option<Arc<dyn ShimClient>>,
+    rootfs: PathBuf,
+    log: Option<PathBuf>,
+    leftovers: Vec<String>,
+}
+
+/// Takes a container over `link`, whose hello for `migration` was read.
+///
+/// On `Err` nothing of the container is on this host, except what the failure lists.
+pub async fn run(
+    host: Arc<Host>,
+    mut link: Link,
+    observer: Observer,
+    migration: MigrationId,
+    versions: Vec<u32>,
+) -> Result<(), Failure> {
+    link.count_in(observer.transfer());
+    let mut destination = Destination {
+        host,
+        link,
+        observer,
+        clock: Clock::start(Role::Destination),
+        migration,
+        versions,
+        offer: None,
+        image_wanted: false,
+        journal: None,
+        made: Made::default(),
+        shim: None,
+        rootfs: PathBuf::new(),
+        log: None,
+        leftovers: Vec::new(),
+    };
+    let outcome = phase::run(&mut destination).await;
+    destination.link.end().await;
+    outcome
+}
+
+impl Side for Destination {
+    const ROLE: Role = Role::Destination;
+
+    const UNDOABLE: &'static [Row<Self>] = &[
+        Row {
+            phase: Phase::Hello,
+            forward: |destination| Box::pin(destination.hello()),
+            undo: |_| Box::pin(std::future::ready(())),
+        },
+        Row {
+            phase: Phase::Plan,
+            forward: |destination| Box::pin(destination.plan()),
+            undo: |_| Box::pin(std::future::ready(())),
+        },
+        Row {
+            phase: Phase::Prepare,
+            forward: |destination| Box::pin(destination.prepare()),
+            undo: |destination| Box::pin(destination.undo_prepare()),
+        },
+        Row {
+            phase: Phase::Freeze,
+            forward: |destination| Box::pin(destination.receive_rest()),
+            undo: |_| Box::pin(std::future::ready(())),
+        },
+        Row {
+            phase: Phase::Restore,
+            forward: |destination| Box::pin(destination.restore()),
+            undo: |destination| Box::pin(destination.undo_restore()),
+        },
+    ];
+
+    const FORWARD: &'static [ForwardRow<Self>] = &[
+        ForwardRow {
+            phase: Phase::Commit,
+            forward: |destination| Box::pin(destination.resume()),
+        },
+        ForwardRow {
+            phase: Phase::Release,
+            forward: |destination| Box::pin(destination.settle()),
+        },
+    ];
+
+    fn decide(&mut self) -> Boxed<'_, Result<(), Problem>> {
+        Box::pin(self.learn_decision())
+    }
+
+    fn tell_failure(&mut self, failure: &Failure) {
+        self.link.try_send(Message::Failed(failure.clone()));
+    }
+
+    fn observer(&self) -> &Observer {
+        &self.observer
+    }
+
+    fn host(&self) -> &str {
+        &self.host.name
+    }
+
+    fn take_leftovers(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.leftovers)
+    }
+}
+
+impl Destination {
+    async fn hello(&mut self) -> Result<(), Problem> {
+        let versions = std::mem::take(&mut self.versions);
+        recovery::welcome(&mut self.link, &versions).await
+    }
+
+    async fn plan(&mut self) -> Result<(), Problem> {
+        let offer = match self.link.receive("offer", deadlines::PLAN).await? {
+            Message::Offer(offer) => *offer,
+            other => return Err(self.link.out_of_turn(&other)),
+        };
+        let host = Arc::clone(&self.host);
+        let look = async {
+            let mut objections = checks::tools(&host.tools).await;
+            objections.extend(checks::room(&host, offer.memory_bytes, 2));
+            objections.extend(host.engine.objections(&offer.container).await?);
+            Ok((
+                objections,
+                host.engine.has_image(&offer.container.image_id).await?,
+            ))
+        };
+        let (objections, image_here) = self.link.during(look).await?;
+        self.offer = Some(offer);
+        self.image_wanted = !image_here;
+        let answer = Message::Answer {
+            objections,
+            image_wanted: self.image_wanted,
+        };
+        self.link.send(answer).await?;
+        match self.link.receive("prepare", deadlines::PLAN).await? {
+            Message::Prepare => Ok(()),
+            other => Err(self.link.out_of_turn(&other)),
+        }
+    }
+
+    async fn prepare(&mut self) -> Result<(), Problem> {
+        let offer = self
+            .offer
+            .take()
+            .ok_or_else(|| Problem::protocol("nothing was offered"))?;
+        let opened = Opened {
+            migration: self.migration.clone(),
+            role: Role::Destination,
+            peer: self.link.peer().into(),
+            container: offer.container.clone(),
+        };
+        let noted = |error| Problem::io("the journal", &error);
+        let journal = Journal::open(&self.host.places, opened).await.map_err(noted)?;
+        self.journal = Some(journal.clone());
+        create_private_dir(&self.image_dir()).map_err(|error| Problem::io("the image directory", &error))?;
+
+        if self.image_wanted {
+            self.receive_layers(&offer).await?;
+        }
+        journal.note(Mark::Creating).await.map_err(noted)?;
+        let engine = Arc::clone(&self.host.engine);
+        let container = offer.container;
+        self.made.creating = Some(tokio::spawn(async move { engine.create(&container).await }));
+        let creating = self.made.finish_creating();
+        let created = self.link.during(creating).await?;
+        journal
+            .note(Mark::Created(created.clone()))
+            .await
+            .map_err(noted)?;
+
+        // The engine's description of a container that is being started may have to wait for the start.
+        self.log = self.host.engine.log_path(&created.id).await?;
+        self.made.lease = Some(self.issue_ticket(&created)?);
+        let (engine, id) = (Arc::clone(&self.host.engine), created.id.clone());
+        self.made.starting = Some(tokio::spawn(async move { engine.start(&id).await }));
+        self.await_shim(&created).await?;
+
+        let log_wanted = self.log.is_some();
+        self.link.send(Message::Prepared { log_wanted }).await?;
+        loop {
+            match self.link.receive("stream", deadlines::SYNC).await? {
+                Message::Bulk { purpose } => self.receive_bulk(purpose).await?,
+                Message::Freezing => break,
+                other => return Err(self.link.out_of_turn(&other)),
+            }
+        }
+        // From here on the source may come to commit, so from here on a restarted agent has to ask it.
+        journal.note(Mark::Restoring).await.map_err(noted)?;
+        self.link.send(Message::Synced).await
+    }
+
+    async fn receive_layers(&mut self, offer: &Offer) -> Result<(), Problem> {
+        match self.link.receive("image layers", deadlines::PREPARE).await? {
+            Message::Bulk {
+                purpose: Purpose::Layers,
+            } => {}
+            other => return Err(self.link.out_of_turn(&other)),
+        }
+        let engine = Arc::clone(&self.host.engine);
+        self.link
+            .receive_bulk(|reader| async move { Ok(engine.import_image(Box::new(reader)).await?) })
+            .await?;
+        let image = &offer.container.image_id;
+        if self.host.engine.has_image(image).await? {
+            Ok(())
+        } else {
+            Err(Problem::failed(format!(
+                "the engine took the image's layers, and image {image} is not there"
+            )))
+        }
+    }
+
+    fn issue_ticket(&self, created: &Created) -> Result<Lease, Problem> {
+        let ticket = Ticket::new(&created.namespace, &created.id, self.migration.as_str(), None);
+        let issued = ticket
+            .issue(&self.host.places.tickets())
+            .map_err(|error| Problem::failed(error.to_string()))?;
+        let ticket = Arc::new(issued);
+        let touched = Arc::clone(&ticket);
+        let touching = tokio::spawn(async move {
+            // A shim that has dropped the ticket needs no more of it.
+            while touched.touch().is_ok() {
+                sleep(TOUCH_INTERVAL).await;
+            }
+        });
+        Ok(Lease {
+            ticket,
+            _touching: AbortOnDropHandle::new(touching),
+        })
+    }
+
+    /// Waits until the engine's start has come to the point where the shim waits for its image.
+    async fn await_shim(&mut self, created: &Created) -> Result<(), Problem> {
+        let host = Arc::clone(&self.host);
+        let Made { starting, lease, .. } = &mut self.made;
+        let look = async {
+            loop {
+                let lease_taken = lease.as_ref().is_some_and(|lease| lease.ticket.is_claimed());
+                if lease_taken
+                    && let Some(shim) = host
+                        .shims
+                        .find(Role::Destination, &created.namespace, &created.id)
+                        .await?
+                {
+                    let view = shim.inspect().await?;
+                    if view.protocol != SHIM_PROTOCOL {
+                        return Err(Problem::failed(format!(
+                            "the shim speaks version {} of godwit.v1.Container and this agent {SHIM_PROTOCOL}",
+                            view.protocol
+                        )));
+                    }
+                    if view.state == AWAITING_IMAGE {
+                        return Ok((shim, view.rootfs));
+                    }
+                }
+                sleep(deadlines::LOOK_AGAIN).await;
+            }
+        };
+        let wait = async {
+            tokio::select! {
+                found = look => found,
+                problem = start_ended(starting) => Err(problem),
+                () = sleep(deadlines::AWAITING_IMAGE) => Err(Problem::failed(format!(
+                    "no shim of Godwit waits for the image after {} s: is containerd-shim-godwit-v2 installed?",
+                    deadlines::AWAITING_IMAGE.as_secs()
+                ))),
+            }
+        };
+        let (shim, rootfs) = self.link.during(wait).await?;
+        self.shim = Some(shim);
+        self.rootfs = rootfs;
+        Ok(())
+    }
+
+    async fn undo_prepare(&mut self) {
+        if let Err(reason) = self.remove_all().await {
+            self.leftovers.push(reason);
+        }
+    }
+
+    async fn remove_all(&mut self) -> Result<(), String> {
+        if self.made.creating.is_some() {
+            // A create that failed has left nothing; the failure itself is told already.
+            let _ = self.made.finish_creating().await;
+        }
+        if let Some(lease) = self.made.lease.take() {
+            lease.ticket.withdraw();
+        }
+        if let Some(starting) = self.made.starting.take() {
+            let _ = timeout(deadlines::START_FAILED, starting).await;
+        }
+        if let Some(created) = self.made.created.take() {
+            self.host
+                .engine
+                .remove(&created.id)
+                .await
+                .map_err(|error| error.to_string())?;
+        }
+        if self.journal.is_some() {
+            recovery::remove_places(&self.host, &self.migration).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes what the source sends while its container stands still; the image is the last of it.
+    async fn receive_rest(&mut self) -> Result<(), Problem> {
+        loop {
+            match self.link.receive("stream", deadlines::DUMP).await? {
+                Message::Bulk {
+                    purpose: Purpose::Image,
+                } => return self.receive_image().await,
+                Message::Bulk { purpose } => self.receive_bulk(purpose).await?,
+                other => return Err(self.link.out_of_turn(&other)),
+            }
+        }
+    }
+
+    async fn receive_image(&mut self) -> Result<(), Problem> {
+        let since = Instant::now();
+        let directory = self.image_dir();
+        let room = checks::free_bytes(&directory)
+            .map_err(|error| Problem::io("the image directory", &error.into()))?;
+        self.link
+            .receive_bulk_blocking(move |input| {
+                image_stream::receive(&directory, room, input)
+                    .map_err(|error| Problem::failed(error.to_string()))
+            })
+            .await?;
+        self.clock.step("receive-image", since);
+        Ok(())
+    }
+
+    async fn receive_bulk(&mut self, purpose: Purpose) -> Result<(), Problem> {
+        match purpose {
+            Purpose::Files => {
+                let root = self.rootfs.clone();
+                let apply = move |input: &mut crate::bulk::ChunkReader| {
+                    delta::apply(&root, input).map_err(|error| Problem::failed(error.to_string()))
+                };
+                self.link.receive_bulk_blocking(apply).await?;
+            }
+            Purpose::Log => {
+                let path = self
+                    .log
+                    .clone()
+                    .ok_or_else(|| Problem::protocol("a log was not wanted"))?;
+                let append = move |input: &mut crate::bulk::ChunkReader| {
+                    append_to(&path, input).map_err(|error| Problem::io("writing the log", &error))
+                };
+                self.link.receive_bulk_blocking(append).await?;
+            }
+            Purpose::Layers | Purpose::Image => {
+                return Err(Problem::protocol(format!("{purpose:?} came out of turn")));
+            }
+        }
+        Ok(())
+    }
+
+    async fn restore(&mut self) -> Result<(), Problem> {
+        let shim = self
+            .shim
+            .clone()
+            .ok_or_else(|| Problem::failed("no shim waits for the image"))?;
+        let (image, verdict) = (self.image_dir(), self.host.places.verdict(&self.migration));
+        let starting = &mut self.made.starting;
+        let restore = async {
+            let mut restore = std::pin::pin!(shim.restore(&image, &verdict));
+            tokio::select! {
+                steps = &mut restore => Ok(steps?),
+                // Both fail when a restore fails, and the shim tells more of it than the engine.
+                problem = start_ended(starting) => match timeout(REASON_DEADLINE, restore).await {
+                    Ok(Err(error)) => Err(error.into()),
+                    Ok(Ok(_)) | Err(_) => Err(problem),
+                },
+            }
+        };
+        let mut steps = self.link.during(restore).await?;
+        steps.splice(0..0, self.clock.take_steps());
+        self.link.send(Message::Ready { steps }).await
+    }
+
+    async fn undo_restore(&mut self) {
+        let path = self.host.places.verdict(&self.migration);
+        match recovery::decide(&path, Verdict::Aborted).await {
+            Ok(_) => {}
+            Err(error) => self
+                .leftovers
+                .push(format!("the verdict cannot be written: {error}")),
+        }
+        if let Some(shim) = &self.shim {
+            // What the shim has to say of a restore that failed by itself is known already.
+            if let Err(error) = shim.finish_restore().await {
+                log::debug!("migration {}: {error}", self.migration);
+            }
+        }
+    }
+
+    /// Waits for the source's word; if the link is lost, asks for it.
+    async fn learn_decision(&mut self) -> Result<(), Problem> {
+        let lost = match self.link.receive("commit", self.host.hold).await {
+            Ok(Message::Commit) => return self.commit().await,
+            // The source has aborted, or is about to: it cannot have committed before it said so.
+            Err(Problem::There(failure)) => return Err(Problem::There(failure)),
+            Ok(other) => self.link.out_of_turn(&other),
+            Err(problem) => problem,
+        };
+        log::warn!(
+            "migration {}: {lost}; asking the source for the verdict",
+            self.migration
+        );
+        let source = self.link.peer().to_owned();
+        match recovery::learn_verdict(&self.host, &self.migration, &source).await {
+            Verdict::Committed => self.commit().await,
+            Verdict::Aborted => Err(lost),
+        }
+    }
+
+    /// Lets the commit stand here too. It cannot fail for good: what cannot be written now is tried again.
+    async fn commit(&mut self) -> Result<(), Problem> {
+        let path = self.host.places.verdict(&self.migration);
+        loop {
+            match recovery::decide(&path, Verdict::Committed).await {
+                Ok(Verdict::Committed) => return Ok(()),
+                Ok(Verdict::Aborted) => {
+                    return Err(Problem::failed(
+                        "the restore was aborted here although the source has committed",
+                    ));
+                }
+                Err(error) => log::error!(
+                    "migration {}: the verdict cannot be written: {error}",
+                    self.migration
+                ),
+            }
+            sleep(deadlines::ASK_AGAIN).await;
+        }
+    }
+
+    /// Lets the container run.
+    async fn resume(&mut self) {
+        let since = Instant::now();
+        let Some(created) = self.made.created.clone() else {
+            return;
+        };
+        match recovery::finish_restore(&self.host, &created, self.shim.clone()).await {
+            Ok(shim_steps) => {
+                self.clock.extend(shim_steps);
+                self.clock.step("resume", since);
+                let steps = self.clock.take_steps();
+                self.try_tell(Message::Running { steps }).await;
+            }
+            Err(reason) => self.broken(reason).await,
+        }
+    }
+
+    async fn settle(&mut self) {
+        if let Some(starting) = self.made.starting.take() {
+            match timeout(deadlines::SETTLED, starting).await {
+                Ok(Ok(Ok(()))) => {}
+                Ok(Ok(Err(error))) => return self.broken(error.to_string()).await,
+                Ok(Err(error)) => return self.broken(error.to_string()).await,
+                Err(_) => {
+                    return self
+                        .broken("the engine does not come to an end of its start".into())
+                        .await;
+                }
+            }
+        }
+        if self.made.created.is_none() {
+            return;
+        }
+        self.made.lease = None;
+        if let Err(reason) = recovery::remove_places(&self.host, &self.migration).await {
+            log::warn!("migration {}: {reason}", self.migration);
+        }
+        self.try_tell(Message::Settled).await;
+    }
+
+    /// After the commit: the container is ours and does not run. Nothing is undone; a human must look.
+    async fn broken(&mut self, reason: String) {
+        recovery::note_broken(&self.host, &self.migration, &reason).await;
+        self.made.created = None;
+        let failure = Failure::new(
+            Role::Destination,
+            &self.host.name,
+            Phase::Commit,
+            Cause::Failed(reason),
+        );
+        self.try_tell(Message::Failed(failure)).await;
+    }
+
+    async fn try_tell(&mut self, message: Message) {
+        if let Err(problem) = self.link.send(message).await {
+            log::warn!("migration {}: the source was not told: {problem}", self.migration);
+        }
+    }
+
+    fn image_dir(&self) -> PathBuf {
+        self.host.places.image(&self.migration)
+    }
+}
+
+impl Made {
+    /// Waits for the engine's answer to create. May be dropped and called again.
+    async fn finish_creating(&mut self) -> Result<Created, Problem> {
+        let Some(creating) = self.creating.as_mut() else {
+            return Err(Problem::failed("the container is not being made"));
+        };
+        let outcome = creating.await;
+        self.creating = None;
+        let created = outcome.map_err(|error| Problem::failed(error.to_string()))??;
+        self.created = Some(created.clone());
+        Ok(created)
+    }
+}
+
+/// Waits for the end of a start that must not end yet: it has failed, whatever it says. May be dropped.
+async fn start_ended(starting: &mut Option<JoinHandle<Result<(), EngineError>>>) -> Problem {
+    let Some(handle) = starting.as_mut() else {
+        return std::future::pending().await;
+    };
+    let outcome = handle.await;
+    *starting = None;
+    match outcome {
+        Ok(Err(error)) => error.into(),
+        Ok(Ok(())) => Problem::failed(
+            "the engine started the container without Godwit's shim: check the runtime it was created with",
+        ),
+        Err(error) => Problem::failed(error.to_string()),
+    }
+}
+
+/// Appends to a file that its engine appends to as well.
+fn append_to(path: &std::path::Path, input: &mut dyn io::Read) -> io::Result<()> {
+    let mut file = File::options().append(true).create(true).open(path)?;
+    io::copy(input, &mut file)?;
+    Ok(())
+}

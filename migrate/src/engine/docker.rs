@@ -1,1 +1,0 @@
-//! Docker, by its HTTP API on the unix socket.

@@ -1,0 +1,351 @@
+//! Docker as an engine of a move, by its HTTP API on the unix socket.
+//!
+//! Here stands what is asked of Docker and in which order; how to ask is `http`, what a create request looks like is
+//! `create`, what speaks against one is `objections`, what images are called is `image`. It starts and removes
+//! containers only as told and keeps no state of its own.
+
+mod create;
+mod http;
+mod image;
+mod objections;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use hyper::Method;
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use super::{Container, Created, Engine, EngineError, Mount, Network, Source};
+use create::Addresses;
+use http::{Client, ENGINE, broken};
+
+/// Where Docker listens unless told otherwise.
+pub const DEFAULT_SOCKET: &str = "/var/run/docker.sock";
+
+/// containerd's namespace for Docker's containers, unless its administrator chose another.
+const NAMESPACE: &str = "moby";
+/// Changes wait for Docker's lock on the container; a start that is being given up holds it for 15 s (a ticket's
+/// lease), and layers take their time to be removed.
+const CHANGE_DEADLINE: Duration = Duration::from_secs(60);
+/// A start that waits for a checkpoint image ends by its ticket's lease; this only bounds what nobody ended.
+const START_DEADLINE: Duration = Duration::from_secs(3600);
+/// An image of tens of gigabytes over a slow link; a broken link ends it earlier.
+const IMPORT_DEADLINE: Duration = Duration::from_secs(3600);
+/// How long another's removal of the same container may take, and how often to look whether it is done.
+const REMOVAL_DEADLINE: Duration = Duration::from_secs(60);
+const REMOVAL_INTERVAL: Duration = Duration::from_millis(100);
+
+/// One Docker daemon.
+#[derive(Debug)]
+pub struct Docker {
+    client: Client,
+}
+
+impl Docker {
+    /// The daemon behind `socket`; asks nothing of it yet.
+    pub fn new(socket: PathBuf) -> Self {
+        Docker {
+            client: Client::new(socket),
+        }
+    }
+
+    async fn describe(&self, container: &str) -> Result<Value, EngineError> {
+        let path = format!("/containers/{}/json", container_path(container)?);
+        self.client
+            .get(&path)
+            .await
+            .map_err(|error| absent_container(container, error))
+    }
+
+    /// A network by its id; `None` where this daemon has none, as for a container without network.
+    async fn network(&self, id: &str) -> Result<Option<Value>, EngineError> {
+        if id.is_empty() || !id.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
+            return Ok(None);
+        }
+        absent_is_none(self.client.get(&format!("/networks/{id}")).await)
+    }
+
+    /// The description of an image, by a name or an id that this daemon knows.
+    async fn image(&self, image: &str) -> Result<Option<Value>, EngineError> {
+        if !image::is_well_formed(image) {
+            return Ok(None);
+        }
+        absent_is_none(self.client.get(&format!("/images/{image}/json")).await)
+    }
+
+    /// What this daemon calls the container's image: the name it was asked for by, if that still means the same
+    /// image here, otherwise the id.
+    async fn image_reference(&self, container: &Container) -> Result<String, EngineError> {
+        if let Some(name) = image::portable_name(&container.image_name)
+            && let Some(found) = self.image(&name).await?
+            && found["Id"].as_str() == Some(&container.image_id)
+        {
+            return Ok(name);
+        }
+        Ok(container.image_id.clone())
+    }
+
+    /// The containerd runtime behind a runtime's name in Docker, which may be an alias from `daemon.json`.
+    async fn containerd_runtime(&self, runtime: &str) -> Result<String, EngineError> {
+        if runtime.contains(['.', '/']) {
+            return Ok(runtime.to_owned());
+        }
+        let info = self.client.get("/info").await?;
+        let meant = info["Runtimes"][runtime]["runtimeType"]
+            .as_str()
+            .unwrap_or("io.containerd.runc.v2");
+        Ok(meant.to_owned())
+    }
+
+    async fn set_restart_policy(&self, container: &Container, policy: &Value) -> Result<(), EngineError> {
+        let path = format!("/containers/{}/update", container_path(&container.id)?);
+        let body = json!({ "RestartPolicy": policy });
+        let answer = self
+            .client
+            .call(Method::POST, &path, Some(&body), CHANGE_DEADLINE)
+            .await;
+        answer
+            .map(drop)
+            .map_err(|error| absent_container(&container.id, error))
+    }
+}
+
+#[async_trait]
+impl Engine for Docker {
+    async fn inspect(&self, container: &str) -> Result<Container, EngineError> {
+        let description = self.describe(container).await?;
+        let mut networks = Vec::new();
+        for (name, endpoint) in description["NetworkSettings"]["Networks"]
+            .as_object()
+            .into_iter()
+            .flatten()
+        {
+            let network = self
+                .network(text(&endpoint["NetworkID"]))
+                .await?
+                .unwrap_or_default();
+            let subnets = objections::subnets(&network);
+            networks.push(Network {
+                name: name.clone(),
+                driver: text(&network["Driver"]).to_owned(),
+                address: text(&endpoint["IPAddress"]).to_owned(),
+                mac: text(&endpoint["MacAddress"]).to_owned(),
+                address_moves: !create::is_predefined(name) && !subnets.is_empty(),
+                subnets,
+            });
+        }
+        let state = &description["State"];
+        let stands_still = ["Paused", "Restarting", "Dead"]
+            .iter()
+            .any(|key| state[key] == true);
+        Ok(Container {
+            engine: ENGINE.to_owned(),
+            id: text(&description["Id"]).to_owned(),
+            name: text(&description["Name"]).trim_start_matches('/').to_owned(),
+            namespace: NAMESPACE.to_owned(),
+            image_name: text(&description["Config"]["Image"]).to_owned(),
+            image_id: text(&description["Image"]).to_owned(),
+            runtime: self
+                .containerd_runtime(text(&description["HostConfig"]["Runtime"]))
+                .await?,
+            running: state["Running"] == true && !stands_still,
+            networks,
+            mounts: mounts(&description),
+            description,
+        })
+    }
+
+    async fn objections(&self, container: &Container) -> Result<Vec<String>, EngineError> {
+        let mut reasons = objections::of_configuration(container);
+        match self.describe(&container.name).await {
+            Ok(found) => reasons.extend(objections::of_name(container, &found)),
+            Err(EngineError::NoSuchContainer(_)) => {}
+            Err(error) => return Err(error),
+        }
+
+        let listed = self.client.get("/networks").await?;
+        for wanted in &container.networks {
+            let found = listed
+                .as_array()
+                .into_iter()
+                .flatten()
+                .find(|network| network["Name"] == *wanted.name);
+            // The list does not say who is attached; the single answer does.
+            let found = match found {
+                Some(network) => self.network(text(&network["Id"])).await?,
+                None => None,
+            };
+            reasons.extend(objections::of_network(wanted, found.as_ref()));
+        }
+
+        let runtime = text(&container.description["HostConfig"]["Runtime"]);
+        let info = self.client.get("/info").await?;
+        reasons.extend(objections::of_runtime(runtime, &info["Runtimes"]));
+        reasons.extend(objections::of_host(container).await);
+        Ok(reasons)
+    }
+
+    async fn has_image(&self, image_id: &str) -> Result<bool, EngineError> {
+        let found = self.image(image_id).await?;
+        Ok(found.is_some_and(|image| image["Id"] == image_id))
+    }
+
+    async fn export_image(&self, container: &Container) -> Result<Source, EngineError> {
+        let image = self.image_reference(container).await?;
+        if !image::is_well_formed(&image) {
+            let reason = format!(
+                "container {} has an image without a usable name or id",
+                container.name
+            );
+            return Err(broken("GET /images/get", reason));
+        }
+        self.client.download(&format!("/images/{image}/get")).await
+    }
+
+    async fn import_image(&self, stream: Source) -> Result<(), EngineError> {
+        const PATH: &str = "/images/load?quiet=1";
+        let answer = self.client.upload(PATH, stream, IMPORT_DEADLINE).await?;
+        image::check_loaded(&answer).map_err(|reason| broken(&format!("POST {PATH}"), reason))
+    }
+
+    async fn create(&self, container: &Container) -> Result<Created, EngineError> {
+        let image = self.image_reference(container).await?;
+        let path = format!("/containers/create?name={}", container_path(&container.name)?);
+        let attempt = async |addresses| {
+            let body = create::create_request(container, &image, addresses);
+            self.client
+                .call(Method::POST, &path, Some(&body), CHANGE_DEADLINE)
+                .await
+        };
+        let answer = match attempt(Addresses::AsTheyAre).await {
+            Err(EngineError::Refused { message, .. }) if message.contains("user configured subnets") => {
+                attempt(Addresses::AsAskedFor).await?
+            }
+            other => other?,
+        };
+        match answer["Id"].as_str() {
+            Some(id) => Ok(Created {
+                id: id.to_owned(),
+                namespace: NAMESPACE.to_owned(),
+            }),
+            None => Err(broken(&format!("POST {path}"), "no id in the answer".into())),
+        }
+    }
+
+    async fn start(&self, id: &str) -> Result<(), EngineError> {
+        let path = format!("/containers/{}/start", container_path(id)?);
+        let answer = self.client.call(Method::POST, &path, None, START_DEADLINE).await;
+        answer.map(drop).map_err(|error| absent_container(id, error))
+    }
+
+    async fn remove(&self, id: &str) -> Result<(), EngineError> {
+        let path = format!("/containers/{}?force=true&v=false", container_path(id)?);
+        let give_up_at = Instant::now() + REMOVAL_DEADLINE;
+        loop {
+            match self
+                .client
+                .call(Method::DELETE, &path, None, CHANGE_DEADLINE)
+                .await
+            {
+                Ok(_) | Err(EngineError::Refused { status: 404, .. }) => return Ok(()),
+                // Someone else removes it (`--rm`): wait until it is gone.
+                Err(EngineError::Refused {
+                    status: 409, message, ..
+                }) if message.contains("already in progress") && Instant::now() < give_up_at => {
+                    tokio::time::sleep(REMOVAL_INTERVAL).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    async fn disarm_restart(&self, container: &Container) -> Result<(), EngineError> {
+        if restart_policy(container).is_none() {
+            return Ok(());
+        }
+        self.set_restart_policy(container, &json!({ "Name": "no" })).await
+    }
+
+    async fn rearm_restart(&self, container: &Container) -> Result<(), EngineError> {
+        match restart_policy(container) {
+            Some(policy) => self.set_restart_policy(container, policy).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn log_path(&self, id: &str) -> Result<Option<PathBuf>, EngineError> {
+        let description = self.describe(id).await?;
+        if description["HostConfig"]["LogConfig"]["Type"] != "json-file" {
+            return Ok(None);
+        }
+        if let path @ [_, ..] = text(&description["LogPath"]).as_bytes() {
+            return Ok(Some(PathBuf::from(String::from_utf8_lossy(path).as_ref())));
+        }
+        // Docker reports the path only once the container has been started; it is always this one.
+        let info = self.client.get("/info").await?;
+        let full_id = text(&description["Id"]);
+        let directory = PathBuf::from(text(&info["DockerRootDir"]))
+            .join("containers")
+            .join(full_id);
+        Ok(Some(directory.join(format!("{full_id}-json.log"))))
+    }
+}
+
+/// The restart policy the container was described with, if Docker would restart it at all.
+fn restart_policy(container: &Container) -> Option<&Value> {
+    let policy = &container.description["HostConfig"]["RestartPolicy"];
+    Some(policy).filter(|policy| !matches!(text(&policy["Name"]), "" | "no"))
+}
+
+fn mounts(description: &Value) -> Vec<Mount> {
+    let described = description["Mounts"].as_array().into_iter().flatten();
+    described
+        .map(|mount| {
+            let kind = text(&mount["Type"]);
+            let source = if kind == "volume" {
+                &mount["Name"]
+            } else {
+                &mount["Source"]
+            };
+            Mount {
+                kind: kind.to_owned(),
+                source: text(source).to_owned(),
+                target: text(&mount["Destination"]).to_owned(),
+            }
+        })
+        .collect()
+}
+
+/// A container's name or id, fit to stand in a path. Any other text names no container.
+fn container_path(container: &str) -> Result<&str, EngineError> {
+    let name = container.trim_start_matches('/');
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
+    if name.bytes().all(fits) && name.bytes().any(|byte| byte.is_ascii_alphanumeric()) {
+        Ok(name)
+    } else {
+        Err(EngineError::NoSuchContainer(container.to_owned()))
+    }
+}
+
+fn absent_container(container: &str, error: EngineError) -> EngineError {
+    match error {
+        EngineError::Refused {
+            status: 404, message, ..
+        } if message.contains("No such container") => EngineError::NoSuchContainer(container.to_owned()),
+        other => other,
+    }
+}
+
+fn absent_is_none(answer: Result<Value, EngineError>) -> Result<Option<Value>, EngineError> {
+    match answer {
+        Ok(value) => Ok(Some(value)),
+        Err(EngineError::Refused { status: 404, .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_default()
+}

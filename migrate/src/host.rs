@@ -1,0 +1,67 @@
+//! What a move finds on its own host: engine, shims, peers, places and programs.
+//!
+//! Everything a runner touches goes through here, so that tests give it a host of their own.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use crate::engine::Engine;
+use crate::failure::Cause;
+use crate::link::Link;
+use crate::places::Places;
+use crate::shim::Shims;
+
+/// The agents this host may talk to.
+#[async_trait]
+pub trait Peers: Send + Sync {
+    /// Connects to the agent of `host`, both sides proven.
+    async fn connect(&self, host: &str) -> Result<Link, Cause>;
+    /// All hosts known by name.
+    fn names(&self) -> Vec<String>;
+}
+
+/// Programs that a restore needs, by name or path.
+#[derive(Clone, Debug)]
+pub struct Tools {
+    /// CRIU.
+    pub criu: PathBuf,
+    /// runC.
+    pub runc: PathBuf,
+}
+
+impl Default for Tools {
+    fn default() -> Self {
+        Self {
+            criu: "criu".into(),
+            runc: "runc".into(),
+        }
+    }
+}
+
+/// One host, as a move sees it.
+pub struct Host {
+    /// Its name, by which its peers know it.
+    pub name: String,
+    /// Its container engine.
+    pub engine: Arc<dyn Engine>,
+    /// Its shims.
+    pub shims: Arc<dyn Shims>,
+    /// The other agents.
+    pub peers: Arc<dyn Peers>,
+    /// Where its files go.
+    pub places: Places,
+    /// What it runs.
+    pub tools: Tools,
+    /// Finds the writable layer of a mounted root; `godwit_runtime::delta::upper_dir` on a real host.
+    pub upper_dir: fn(&Path) -> io::Result<PathBuf>,
+    /// How long a container is held frozen before it runs on by itself, whoever is dead by then.
+    pub hold: Duration,
+}
+
+/// The default of [`Host::hold`]: two minutes carry 14 GB over a 1 Gbit/s link; longer, and a user would rather have
+/// the container back.
+pub const DEFAULT_HOLD: Duration = Duration::from_secs(120);

@@ -1,0 +1,215 @@
+//! The journal of a move: what one side had done when its agent died, one JSON line each, on stable storage.
+//!
+//! A record is written *before* what it tells of, so that whoever reads it undoes too much rather than too little.
+//! The decision to whom the container belongs is not here but in the verdict file beside it.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use godwit_runtime::control::create_private_dir;
+use serde::{Deserialize, Serialize};
+use tokio::task::spawn_blocking;
+
+use crate::engine::{Container, Created};
+use crate::phase::Role;
+use crate::places::{MigrationId, Places};
+
+const FILE_NAME: &str = "journal";
+
+/// The first record of every journal.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Opened {
+    /// The move.
+    pub migration: MigrationId,
+    /// This host's part in it.
+    pub role: Role,
+    /// The other host.
+    pub peer: String,
+    /// The container as the source described it.
+    pub container: Container,
+}
+
+/// What comes after it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Mark {
+    /// Source: the engine is about to be told not to start the container again.
+    Disarming,
+    /// Source: the container is about to be frozen.
+    Freezing,
+    /// Destination: the engine is about to be asked for the container.
+    Creating,
+    /// Destination: the engine made it.
+    Created(Created),
+    /// Destination: from here on the source may have committed; only it knows.
+    Restoring,
+    /// Destination: it was committed, and the container does not run. For a human.
+    Broken(String),
+}
+
+/// An open journal.
+#[derive(Clone, Debug)]
+pub struct Journal {
+    directory: PathBuf,
+}
+
+/// A journal as found.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// Who, what, with whom.
+    pub opened: Opened,
+    /// What followed, in order.
+    pub marks: Vec<Mark>,
+}
+
+impl Journal {
+    /// Begins the journal of a move.
+    pub async fn open(places: &Places, opened: Opened) -> io::Result<Self> {
+        let directory = places.of(&opened.migration);
+        let journal = Self { directory };
+        let copy = journal.clone();
+        blocking(move || {
+            create_private_dir(&copy.directory)?;
+            copy.append(&opened)?;
+            // The file's name and the directory's must be as durable as the record.
+            File::open(&copy.directory)?.sync_all()?;
+            copy.directory
+                .parent()
+                .map_or(Ok(()), |parent| File::open(parent)?.sync_all())
+        })
+        .await?;
+        Ok(journal)
+    }
+
+    /// The journal of a move that was begun earlier.
+    pub fn at(places: &Places, migration: &MigrationId) -> Self {
+        Self {
+            directory: places.of(migration),
+        }
+    }
+
+    /// Adds a record; it is on stable storage when this returns.
+    pub async fn note(&self, mark: Mark) -> io::Result<()> {
+        let journal = self.clone();
+        blocking(move || journal.append(&mark)).await
+    }
+
+    fn append(&self, record: &impl Serialize) -> io::Result<()> {
+        let mut line = serde_json::to_vec(record)?;
+        line.push(b'\n');
+        let mut file = OpenOptions::new()
+            .append(true)
+            .create(true)
+            .mode(0o600)
+            .open(self.directory.join(FILE_NAME))?;
+        file.write_all(&line)?;
+        file.sync_data()
+    }
+}
+
+impl Found {
+    /// Reads the journal of one move; `None` if there is none that has a first record.
+    pub fn read(directory: &Path) -> io::Result<Option<Self>> {
+        let text = match fs::read(directory.join(FILE_NAME)) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        // A last line without its end is a record whose deed was not begun.
+        let whole = text.iter().rposition(|byte| *byte == b'\n').unwrap_or(0);
+        let mut lines = text[..whole]
+            .split(|byte| *byte == b'\n')
+            .filter(|line| !line.is_empty());
+        let Some(first) = lines.next() else {
+            return Ok(None);
+        };
+        Ok(Some(Self {
+            opened: serde_json::from_slice(first)?,
+            marks: lines.map(serde_json::from_slice).collect::<Result<_, _>>()?,
+        }))
+    }
+
+    /// All journals on this host, unreadable ones as errors with their directory.
+    pub fn read_all(places: &Places) -> Vec<Result<Self, (PathBuf, io::Error)>> {
+        let Ok(entries) = fs::read_dir(places.journals()) else {
+            return Vec::new();
+        };
+        entries
+            .flatten()
+            .filter_map(|entry| {
+                Self::read(&entry.path())
+                    .map_err(|error| (entry.path(), error))
+                    .transpose()
+            })
+            .collect()
+    }
+
+    /// The container that was made here, if it came so far.
+    pub fn created(&self) -> Option<&Created> {
+        self.marks.iter().find_map(|mark| match mark {
+            Mark::Created(created) => Some(created),
+            _ => None,
+        })
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    spawn_blocking(work).await.map_err(io::Error::other)?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_record_cut_short_is_as_if_it_had_not_been_begun() {
+        let root = tempfile::tempdir().unwrap();
+        let places = Places {
+            state: root.path().into(),
+            run: root.path().into(),
+        };
+        let migration = MigrationId::random().unwrap();
+        let opened = Opened {
+            migration: migration.clone(),
+            role: Role::Destination,
+            peer: "ha".into(),
+            container: crate::engine::Container {
+                engine: "docker".into(),
+                id: "abc".into(),
+                name: "redis".into(),
+                namespace: "moby".into(),
+                image_name: String::new(),
+                image_id: "sha256:0".into(),
+                runtime: "io.containerd.godwit.v2".into(),
+                running: true,
+                networks: Vec::new(),
+                mounts: Vec::new(),
+                description: serde_json::Value::Null,
+            },
+        };
+        let journal = Journal::open(&places, opened).await.unwrap();
+        journal.note(Mark::Creating).await.unwrap();
+        let created = Created {
+            id: "def".into(),
+            namespace: "moby".into(),
+        };
+        journal.note(Mark::Created(created)).await.unwrap();
+        let path = places.of(&migration);
+        let found = Found::read(&path).unwrap().unwrap();
+        assert_eq!(found.created().unwrap().id, "def");
+
+        let text = fs::read(path.join(FILE_NAME)).unwrap();
+        for length in 0..text.len() {
+            fs::write(path.join(FILE_NAME), &text[..length]).unwrap();
+            let found = Found::read(&path).unwrap();
+            assert!(
+                found.is_none_or(|found| found.created().is_none()),
+                "cut at {length}"
+            );
+        }
+        assert_eq!(Found::read_all(&places).len(), 1);
+    }
+}

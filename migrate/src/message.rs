@@ -1,0 +1,171 @@
+//! What two agents say to each other; the order in which they say it stands in `docs/protocol.md`.
+//!
+//! Every message is complete and known to both: unknown names and fields are errors, and what may differ between
+//! releases differs by the version agreed on in the first exchange.
+
+use godwit_runtime::verdict::Verdict;
+use serde::{Deserialize, Serialize};
+
+use crate::clock::Step;
+use crate::engine::Container;
+use crate::failure::Failure;
+use crate::places::MigrationId;
+
+/// The versions of the protocol that this release speaks, best first.
+pub const VERSIONS: &[u32] = &[1];
+
+/// Why an agent connects to another.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Intent {
+    /// To move a container there.
+    Move {
+        /// The new move.
+        migration: MigrationId,
+    },
+    /// A destination that reported ready and lost the connection asks the source what became of it.
+    AskVerdict {
+        /// The move it was ready for.
+        migration: MigrationId,
+    },
+    /// A source that committed and heard no more tells so again, and asks whether the container runs.
+    TellCommitted {
+        /// The move that was committed.
+        migration: MigrationId,
+    },
+}
+
+/// What a bulk stream carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Purpose {
+    /// Image layers, in the engine's portable form.
+    Layers,
+    /// The writable layer, or what changed in it.
+    Files,
+    /// The log, or what was added to it.
+    Log,
+    /// The checkpoint image.
+    Image,
+}
+
+/// The container a source wants to give away.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Offer {
+    /// The engine's view of it.
+    pub container: Container,
+    /// Memory that its image will need, about.
+    pub memory_bytes: u64,
+}
+
+/// A control message.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Message {
+    /// The first message of whoever connects.
+    Hello {
+        /// Versions of the protocol, best first.
+        versions: Vec<u32>,
+        /// What it wants.
+        intent: Intent,
+    },
+    /// The answer: the version both speak from here on.
+    Welcome {
+        /// One of those offered.
+        version: u32,
+    },
+    /// Plan: the container.
+    Offer(Box<Offer>),
+    /// Plan: every reason why not.
+    Answer {
+        /// Empty: the destination is willing.
+        objections: Vec<String>,
+        /// The image is not there and must be sent.
+        image_wanted: bool,
+    },
+    /// Prepare: make it.
+    Prepare,
+    /// Prepare: it waits for its image, and files and log can come.
+    Prepared {
+        /// There is a log to append to.
+        log_wanted: bool,
+    },
+    /// A bulk stream follows.
+    Bulk {
+        /// What it carries.
+        purpose: Purpose,
+    },
+    /// The last bulk stream of prepare is taken in.
+    Synced,
+    /// The container is about to stand still; files, log and image follow.
+    Freezing,
+    /// All is restored and held.
+    Ready {
+        /// What the destination measured.
+        steps: Vec<Step>,
+    },
+    /// The container is yours.
+    Commit,
+    /// It runs here.
+    Running {
+        /// What the destination measured.
+        steps: Vec<Step>,
+    },
+    /// The engine is content too; the source may let go.
+    Settled,
+    /// The sender gave up and is undoing its part.
+    Failed(Failure),
+    /// The answer to `AskVerdict`.
+    Verdict {
+        /// What stands at the source.
+        verdict: Verdict,
+    },
+    /// The answer to `TellCommitted` while the destination is still at it.
+    Pending,
+}
+
+impl Message {
+    /// Its name, for errors.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Hello { .. } => "hello",
+            Self::Welcome { .. } => "welcome",
+            Self::Offer(_) => "offer",
+            Self::Answer { .. } => "answer",
+            Self::Prepare => "prepare",
+            Self::Prepared { .. } => "prepared",
+            Self::Bulk { .. } => "bulk",
+            Self::Synced => "synced",
+            Self::Freezing => "freezing",
+            Self::Ready { .. } => "ready",
+            Self::Commit => "commit",
+            Self::Running { .. } => "running",
+            Self::Settled => "settled",
+            Self::Failed(_) => "failed",
+            Self::Verdict { .. } => "verdict",
+            Self::Pending => "pending",
+        }
+    }
+}
+
+/// The best version both sides speak, if there is one.
+pub fn negotiate(offered: &[u32], spoken: &[u32]) -> Option<u32> {
+    spoken
+        .iter()
+        .copied()
+        .filter(|version| offered.contains(version))
+        .max()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_common_version_is_picked() {
+        assert_eq!(negotiate(&[1, 2, 3], &[4, 2, 1]), Some(2));
+        assert_eq!(negotiate(&[3], &[1, 2]), None);
+        assert_eq!(negotiate(&[], &[1]), None);
+    }
+}

@@ -1,0 +1,136 @@
+//! Where a host keeps what belongs to a move, and the names of moves.
+//!
+//! A move's name comes from a peer and becomes a path, so it is checked wherever it enters.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+/// Random bytes in a name: enough that two never meet.
+const ID_BYTES: usize = 8;
+
+/// The name of a move: 16 hex digits.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct MigrationId(String);
+
+impl MigrationId {
+    /// A new name, never used before.
+    pub fn random() -> io::Result<Self> {
+        let mut bytes = [0; ID_BYTES];
+        File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+        Ok(Self(bytes.iter().map(|byte| format!("{byte:02x}")).collect()))
+    }
+
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for MigrationId {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let hex =
+            text.len() == 2 * ID_BYTES && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        if hex {
+            Ok(Self(text))
+        } else {
+            Err(format!("{text:?} is no migration"))
+        }
+    }
+}
+
+impl From<MigrationId> for String {
+    fn from(id: MigrationId) -> Self {
+        id.0
+    }
+}
+
+impl fmt::Display for MigrationId {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
+
+/// The two roots under which an agent keeps its things.
+#[derive(Clone, Debug)]
+pub struct Places {
+    /// On disk, outlives the host: `/var/lib/godwit`.
+    pub state: PathBuf,
+    /// Memory-backed: `/run/godwit`.
+    pub run: PathBuf,
+}
+
+impl Places {
+    /// The directory of all moves' journals.
+    pub fn journals(&self) -> PathBuf {
+        self.state.join("migrations")
+    }
+
+    /// Journal and verdict of a move.
+    pub fn of(&self, migration: &MigrationId) -> PathBuf {
+        self.journals().join(migration.as_str())
+    }
+
+    /// The file that decides to whom the container belongs.
+    pub fn verdict(&self, migration: &MigrationId) -> PathBuf {
+        self.of(migration).join("verdict")
+    }
+
+    /// The memory-backed directory of a move.
+    pub fn memory(&self, migration: &MigrationId) -> PathBuf {
+        self.run.join("migrations").join(migration.as_str())
+    }
+
+    /// The checkpoint image of a move.
+    pub fn image(&self, migration: &MigrationId) -> PathBuf {
+        self.memory(migration).join("image")
+    }
+
+    /// Where tickets lie.
+    pub fn tickets(&self) -> PathBuf {
+        self.run.join("tickets")
+    }
+}
+
+/// Removes a directory and all in it; absent is fine.
+pub fn remove_tree(path: &Path) -> io::Result<()> {
+    match std::fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_from_a_peer_cannot_be_a_path() {
+        for bad in [
+            "",
+            ".",
+            "..",
+            "../0123456789abc",
+            "0123456789ABCDEF",
+            "0123456789abcde",
+            "0123456789abcdef0",
+        ] {
+            assert!(
+                serde_json::from_value::<MigrationId>(bad.into()).is_err(),
+                "{bad}"
+            );
+        }
+        let id = MigrationId::random().unwrap();
+        assert_eq!(
+            serde_json::from_value::<MigrationId>(id.as_str().into()).unwrap(),
+            id
+        );
+        assert_ne!(id, MigrationId::random().unwrap());
+    }
+}

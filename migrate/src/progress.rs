@@ -1,0 +1,151 @@
+//! What a running move tells about itself, and how it hears that it is to stop.
+//!
+//! Telling never waits: a viewer that does not read loses events, the move loses nothing.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::Report;
+use crate::failure::Failure;
+use crate::phase::Phase;
+
+/// Events kept for a slow viewer: a move has some fifteen, so none is lost in practice.
+pub const EVENTS_BOUND: usize = 64;
+
+/// Where a phase stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PhaseState {
+    /// It begins.
+    Begin,
+    /// It is done.
+    End,
+    /// It failed and is being undone.
+    Failed,
+}
+
+/// One line of a move's progress, as the local API and `godwit migrate --json` print it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Event {
+    /// The first line: the move's name, for `DELETE /v1/migrations/ID`.
+    Started {
+        /// The move's id.
+        migration: String,
+        /// The container's name.
+        container: String,
+        /// The host it goes to.
+        destination: String,
+    },
+    /// A phase begins or ends.
+    Phase {
+        /// Which.
+        phase: Phase,
+        /// Begin, end or failure.
+        state: PhaseState,
+        /// How long it took; 0 at its begin.
+        ms: u64,
+        /// Bytes sent in this move so far.
+        bytes: u64,
+    },
+    /// Between phases' events: how far the transfer is.
+    Transfer {
+        /// Bytes sent in this move so far.
+        transferred: u64,
+        /// Bytes expected in all, as far as is known; 0 if not.
+        expected: u64,
+    },
+    /// The last line of a move that succeeded.
+    Report {
+        /// All figures.
+        report: Box<Report>,
+    },
+    /// The last line of one that did not.
+    Error {
+        /// Where and why.
+        error: Failure,
+        /// The same in one sentence.
+        message: String,
+    },
+}
+
+/// The move's end of the telling.
+#[derive(Clone, Debug)]
+pub struct Observer {
+    events: mpsc::Sender<Event>,
+    phase: Arc<watch::Sender<Option<Phase>>>,
+    transfer: Arc<Transfer>,
+    /// Cancelled when somebody wants the move to be given up; heeded up to the commit.
+    pub abort: CancellationToken,
+}
+
+/// Byte counters that viewers read whenever they like.
+#[derive(Debug, Default)]
+pub struct Transfer {
+    transferred: AtomicU64,
+    expected: AtomicU64,
+}
+
+impl Transfer {
+    /// Bytes moved so far, and expected in all (0: unknown).
+    pub fn read(&self) -> (u64, u64) {
+        (
+            self.transferred.load(Ordering::Relaxed),
+            self.expected.load(Ordering::Relaxed),
+        )
+    }
+
+    /// Counts `bytes` as moved.
+    pub fn add(&self, bytes: u64) {
+        self.transferred.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+impl Observer {
+    /// An observer and the receiving end of its events.
+    pub fn new(abort: CancellationToken) -> (Self, mpsc::Receiver<Event>) {
+        let (events, receiver) = mpsc::channel(EVENTS_BOUND);
+        let observer = Self {
+            events,
+            phase: Arc::default(),
+            transfer: Arc::default(),
+            abort,
+        };
+        (observer, receiver)
+    }
+
+    /// Tells whoever looks.
+    pub fn tell(&self, event: Event) {
+        if let Event::Phase { phase, .. } = &event {
+            self.phase.send_replace(Some(*phase));
+        }
+        let _ = self.events.try_send(event);
+    }
+
+    /// The phase it is in, once it has begun.
+    pub fn phase(&self) -> Option<Phase> {
+        *self.phase.borrow()
+    }
+
+    /// The counters, for the transport to count in and viewers to read.
+    pub fn transfer(&self) -> Arc<Transfer> {
+        Arc::clone(&self.transfer)
+    }
+
+    /// Bytes moved so far.
+    pub fn bytes(&self) -> u64 {
+        self.transfer.read().0
+    }
+
+    /// Says that `bytes` more are going to be moved.
+    pub fn expect(&self, bytes: u64) {
+        let (transferred, _) = self.transfer.read();
+        self.transfer
+            .expected
+            .store(transferred + bytes, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,403 @@
+//! What remains to be done of a move by the verdict alone: after an agent's death, a lost link, or in plain unwinding.
+//!
+//! Every function may be repeated, at any time, by an agent that knows nothing but journal and verdict. None guesses: a
+//! source without a verdict aborts, because only its own verdict could have given the container away; a destination
+//! that may have been given it asks the source until it has an answer.
+
+use std::io;
+use std::sync::Arc;
+
+use godwit_runtime::ticket;
+use godwit_runtime::verdict::{self, Verdict};
+use tokio::task::spawn_blocking;
+use tokio::time::sleep;
+
+use crate::deadlines;
+use crate::engine::{Container, Created};
+use crate::failure::{Failure, Problem};
+use crate::host::Host;
+use crate::journal::{Found, Journal, Mark};
+use crate::link::Link;
+use crate::message::{Intent, Message, VERSIONS, negotiate};
+use crate::phase::{Phase, Role};
+use crate::places::{MigrationId, remove_tree};
+use crate::shim::ShimClient;
+
+/// Finishes or undoes a move that was found in the journals; returns when nothing of it is left.
+///
+/// Waits for the other host for as long as that takes: the caller gives it a task of its own.
+pub async fn recover(host: Arc<Host>, found: Found) {
+    let migration = found.opened.migration.clone();
+    log::info!(
+        "recovering migration {migration} of {} ({})",
+        found.opened.container.name,
+        found.opened.role
+    );
+    loop {
+        let outcome = match found.opened.role {
+            Role::Source => recover_source(&host, &found).await,
+            Role::Destination => recover_destination(&host, &found).await,
+        };
+        match outcome {
+            Ok(ended) => {
+                log::info!("migration {migration}: {ended}");
+                return;
+            }
+            Err(reason) => log::warn!("migration {migration} is not recovered yet: {reason}"),
+        }
+        sleep(deadlines::ASK_AGAIN).await;
+    }
+}
+
+async fn recover_source(host: &Host, found: &Found) -> Result<&'static str, String> {
+    let (migration, container) = (&found.opened.migration, &found.opened.container);
+    let path = host.places.verdict(migration);
+    let frozen = found.marks.iter().any(|mark| matches!(mark, Mark::Freezing));
+    if frozen
+        && decide(&path, Verdict::Aborted)
+            .await
+            .map_err(|error| error.to_string())?
+            == Verdict::Committed
+    {
+        // Only what the destination confirms is removed: until then this host has the last copy of the files.
+        finish_dump(host, container, None).await?;
+        tell_committed(host, migration, &found.opened.peer).await?;
+        host.engine
+            .remove(&container.id)
+            .await
+            .map_err(|error| error.to_string())?;
+        remove_places(host, migration).await?;
+        return Ok("committed, the container is at the destination");
+    }
+    if frozen {
+        finish_dump(host, container, None).await?;
+    }
+    if found.marks.iter().any(|mark| matches!(mark, Mark::Disarming)) {
+        host.engine
+            .rearm_restart(container)
+            .await
+            .map_err(|error| error.to_string())?;
+    }
+    remove_places(host, migration).await?;
+    Ok("undone, the container runs here")
+}
+
+async fn recover_destination(host: &Host, found: &Found) -> Result<&'static str, String> {
+    let migration = &found.opened.migration;
+    let created = found.created().cloned();
+    let restoring = found.marks.iter().any(|mark| matches!(mark, Mark::Restoring));
+    if found.marks.iter().any(|mark| matches!(mark, Mark::Broken(_))) {
+        return Ok("committed, and broken here: the container does not run; see `godwit migrations`");
+    }
+    let Some(created) = created else {
+        remove_unfinished(host, &found.opened.container).await?;
+        remove_places(host, migration).await?;
+        return Ok("undone");
+    };
+    let path = host.places.verdict(migration);
+    let verdict = if restoring {
+        learn_verdict(host, migration, &found.opened.peer).await
+    } else {
+        Verdict::Aborted
+    };
+    if decide(&path, verdict).await.map_err(|error| error.to_string())? == Verdict::Committed {
+        if let Err(reason) = finish_restore(host, &created, None).await {
+            note_broken(host, migration, &reason).await;
+            return Err(reason);
+        }
+        remove_places(host, migration).await?;
+        return Ok("committed, the container runs here");
+    }
+    undo_destination(host, migration, &created, None).await?;
+    Ok("undone, the container is at the source")
+}
+
+/// Source, abort: lets a container run on that may stand still. `Err` means that this is not certain.
+pub async fn resume_source(
+    host: &Host,
+    migration: &MigrationId,
+    shim: Option<Arc<dyn ShimClient>>,
+) -> Result<(), String> {
+    let standing = decide(&host.places.verdict(migration), Verdict::Aborted).await;
+    match standing {
+        Ok(Verdict::Aborted) => {}
+        Ok(Verdict::Committed) => return Err("the container was committed to the destination".into()),
+        Err(error) => {
+            return Err(format!(
+                "the verdict cannot be written ({error}); the container runs on by itself within {} s",
+                host.hold.as_secs()
+            ));
+        }
+    }
+    let Some(shim) = shim else { return Ok(()) };
+    let finished = shim.finish_dump().await.map_err(|error| error.to_string())?;
+    if finished.running {
+        Ok(())
+    } else {
+        Err("the container does not run after the abort: see the shim's log".into())
+    }
+}
+
+/// Source: waits until a decided dump is over. A shim that is gone has nothing to finish.
+pub async fn finish_dump(
+    host: &Host,
+    container: &Container,
+    shim: Option<Arc<dyn ShimClient>>,
+) -> Result<(), String> {
+    let shim = match shim {
+        Some(shim) => Some(shim),
+        None => host
+            .shims
+            .find(Role::Source, &container.namespace, &container.id)
+            .await
+            .unwrap_or(None),
+    };
+    match shim {
+        // A shim whose container has ended may leave before it answers.
+        Some(shim) => match shim.finish_dump().await {
+            Ok(_) => Ok(()),
+            Err(error) => match host
+                .shims
+                .find(Role::Source, &container.namespace, &container.id)
+                .await
+            {
+                Ok(Some(_)) => Err(error.to_string()),
+                Ok(None) | Err(_) => Ok(()),
+            },
+        },
+        None => Ok(()),
+    }
+}
+
+/// Destination, commit: waits until the restore is over and the container runs.
+pub async fn finish_restore(
+    host: &Host,
+    created: &Created,
+    shim: Option<Arc<dyn ShimClient>>,
+) -> Result<Vec<crate::clock::Step>, String> {
+    let shim = match shim {
+        Some(shim) => Some(shim),
+        None => host
+            .shims
+            .find(Role::Destination, &created.namespace, &created.id)
+            .await
+            .map_err(|error| error.to_string())?,
+    };
+    let shim = shim.ok_or("the shim of the restored container is gone")?;
+    let finished = shim.finish_restore().await.map_err(|error| error.to_string())?;
+    if finished.running {
+        Ok(finished.steps)
+    } else {
+        Err("the restored container does not run".into())
+    }
+}
+
+/// Destination, abort: nothing of the container stays.
+pub async fn undo_destination(
+    host: &Host,
+    migration: &MigrationId,
+    created: &Created,
+    shim: Option<Arc<dyn ShimClient>>,
+) -> Result<(), String> {
+    let shim = match shim {
+        Some(shim) => Some(shim),
+        None => host
+            .shims
+            .find(Role::Destination, &created.namespace, &created.id)
+            .await
+            .unwrap_or(None),
+    };
+    if let Some(shim) = shim {
+        // It has something to finish only if the restore had begun; otherwise the ticket ends its wait.
+        if let Err(error) = shim.finish_restore().await {
+            log::debug!("migration {migration}: {error}");
+        }
+    }
+    ticket::withdraw(&host.places.tickets(), &created.namespace, &created.id)
+        .map_err(|error| error.to_string())?;
+    host.engine
+        .remove(&created.id)
+        .await
+        .map_err(|error| error.to_string())?;
+    remove_places(host, migration).await
+}
+
+/// Destination: an agent died between asking the engine for a container and writing down its id.
+async fn remove_unfinished(host: &Host, offered: &Container) -> Result<(), String> {
+    match host.engine.inspect(&offered.name).await {
+        // The plan had found the name free. A container of another image under it is somebody else's.
+        Ok(found) if !found.running && found.image_id == offered.image_id => host
+            .engine
+            .remove(&found.id)
+            .await
+            .map_err(|error| error.to_string()),
+        Ok(_) | Err(crate::engine::EngineError::NoSuchContainer(_)) => Ok(()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// Destination: what became of a move this host was ready for. Asks until somebody knows.
+pub async fn learn_verdict(host: &Host, migration: &MigrationId, source: &str) -> Verdict {
+    let path = host.places.verdict(migration);
+    loop {
+        // The source may have told this agent on a connection of its own.
+        if let Ok(Some(verdict)) = verdict::read(&path) {
+            return verdict;
+        }
+        match ask_verdict(host, migration, source).await {
+            Ok(verdict) => return verdict,
+            Err(problem) => {
+                log::warn!("migration {migration}: {source} does not tell the verdict: {problem}")
+            }
+        }
+        sleep(deadlines::ASK_AGAIN).await;
+    }
+}
+
+async fn ask_verdict(host: &Host, migration: &MigrationId, source: &str) -> Result<Verdict, Problem> {
+    let intent = Intent::AskVerdict {
+        migration: migration.clone(),
+    };
+    let mut link = greet(host, source, intent).await?;
+    match link.receive("verdict", deadlines::PLAN).await? {
+        Message::Verdict { verdict } => Ok(verdict),
+        other => Err(link.out_of_turn(&other)),
+    }
+}
+
+/// Source: tells a destination of the commit until it says that the container runs.
+async fn tell_committed(host: &Host, migration: &MigrationId, destination: &str) -> Result<(), String> {
+    let intent = Intent::TellCommitted {
+        migration: migration.clone(),
+    };
+    let told = async {
+        let mut link = greet(host, destination, intent).await?;
+        link.receive("settled", deadlines::SETTLED).await
+    };
+    match told.await {
+        Ok(Message::Settled) => Ok(()),
+        Ok(Message::Pending) => Err(format!("{destination} is still at it")),
+        Ok(other) => Err(format!("{destination} said {}", other.name())),
+        Err(problem) => Err(problem.to_string()),
+    }
+}
+
+async fn greet(host: &Host, peer: &str, intent: Intent) -> Result<Link, Problem> {
+    let mut link = host.peers.connect(peer).await.map_err(Problem::Here)?;
+    link.send(Message::Hello {
+        versions: VERSIONS.to_vec(),
+        intent,
+    })
+    .await?;
+    match link.receive("welcome", deadlines::HELLO).await? {
+        Message::Welcome { .. } => Ok(link),
+        other => Err(link.out_of_turn(&other)),
+    }
+}
+
+/// Answers a destination that asks what became of a move: a source that has not committed by now never will.
+pub async fn answer_verdict(host: &Host, mut link: Link, versions: &[u32], migration: &MigrationId) {
+    let answer = async {
+        welcome(&mut link, versions).await?;
+        let verdict = match belongs(host, migration, Role::Source, link.peer())? {
+            false => Verdict::Aborted,
+            true => decide(&host.places.verdict(migration), Verdict::Aborted)
+                .await
+                .map_err(|error| Problem::io("the verdict", &error))?,
+        };
+        link.send(Message::Verdict { verdict }).await
+    };
+    let outcome = answer.await;
+    end_answer(host, link, Role::Source, outcome).await;
+}
+
+/// Answers a source that committed and was not heard: the commit stands here too, and when nothing is left to do, so
+/// says the missing journal.
+pub async fn answer_committed(host: &Host, mut link: Link, versions: &[u32], migration: &MigrationId) {
+    let answer = async {
+        welcome(&mut link, versions).await?;
+        if belongs(host, migration, Role::Destination, link.peer())? {
+            decide(&host.places.verdict(migration), Verdict::Committed)
+                .await
+                .map_err(|error| Problem::io("the verdict", &error))?;
+            // The runner, or recovery, sees the verdict by itself.
+            return match read_found(host, migration)? {
+                Some(found) => match found.marks.into_iter().find_map(|mark| match mark {
+                    Mark::Broken(reason) => Some(reason),
+                    _ => None,
+                }) {
+                    Some(reason) => Err(Problem::failed(reason)),
+                    None => link.send(Message::Pending).await,
+                },
+                None => link.send(Message::Settled).await,
+            };
+        }
+        link.send(Message::Settled).await
+    };
+    let outcome = answer.await;
+    end_answer(host, link, Role::Destination, outcome).await;
+}
+
+async fn end_answer(host: &Host, mut link: Link, role: Role, outcome: Result<(), Problem>) {
+    if let Err(Problem::Here(cause)) = outcome {
+        let failure = Failure::new(role, &host.name, Phase::Commit, cause);
+        link.try_send(Message::Failed(failure));
+    }
+    link.close().await;
+}
+
+/// Answers a hello, or says that there is no common version.
+pub async fn welcome(link: &mut Link, versions: &[u32]) -> Result<(), Problem> {
+    let Some(version) = negotiate(versions, VERSIONS) else {
+        return Err(Problem::protocol(format!(
+            "{} speaks versions {versions:?} of the protocol and this agent {VERSIONS:?}",
+            link.peer()
+        )));
+    };
+    link.send(Message::Welcome { version }).await
+}
+
+/// Whether a move is in the journals with this role and peer. Another peer's question about it is refused.
+fn belongs(host: &Host, migration: &MigrationId, role: Role, peer: &str) -> Result<bool, Problem> {
+    match read_found(host, migration)? {
+        None => Ok(false),
+        Some(found) if found.opened.role == role && found.opened.peer == peer => Ok(true),
+        Some(_) => Err(Problem::protocol(format!(
+            "migration {migration} is none with {peer}"
+        ))),
+    }
+}
+
+fn read_found(host: &Host, migration: &MigrationId) -> Result<Option<Found>, Problem> {
+    Found::read(&host.places.of(migration)).map_err(|error| Problem::io("the journal", &error))
+}
+
+/// Writes down that a committed container does not run here.
+pub async fn note_broken(host: &Host, migration: &MigrationId, reason: &str) {
+    log::error!("migration {migration} was committed and the container does not run: {reason}");
+    let journal = Journal::at(&host.places, migration);
+    if let Err(error) = journal.note(Mark::Broken(reason.into())).await {
+        log::error!("migration {migration}: the journal: {error}");
+    }
+}
+
+/// Makes `verdict` stand, unless another does; returns the one that stands.
+pub async fn decide(path: &std::path::Path, verdict: Verdict) -> io::Result<Verdict> {
+    let path = path.to_owned();
+    spawn_blocking(move || match verdict::decide(&path, verdict) {
+        Ok(standing) => Ok(standing),
+        // The file may be there although its way to the disk failed; what is there decides.
+        Err(error) => verdict::read(&path)?.ok_or(error),
+    })
+    .await
+    .map_err(io::Error::other)?
+}
+
+/// Removes a move's directories, image first and journal last.
+pub async fn remove_places(host: &Host, migration: &MigrationId) -> Result<(), String> {
+    let (memory, state) = (host.places.memory(migration), host.places.of(migration));
+    spawn_blocking(move || remove_tree(&memory).and_then(|()| remove_tree(&state)))
+        .await
+        .map_err(|error| error.to_string())?
+        .map_err(|error| format!("removing the directories of the migration: {error}"))
+}

@@ -1,0 +1,526 @@
+//! The source's side of a move: gives a running container away, or has it running as before.
+//!
+//! The order is [`Source::UNDOABLE`], the decision, [`Source::FORWARD`]; what stands in the freeze is only what cannot
+//! stand before it. The decision is the verdict file: with `committed` in it the container is the destination's, and
+//! nothing that happens afterwards lets it run here again.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use godwit_runtime::control::create_private_dir;
+use godwit_runtime::delta::{self, Index};
+use godwit_runtime::verdict::Verdict;
+
+use crate::checks;
+use crate::clock::{Bytes, Clock, Outcome, Report};
+use crate::deadlines;
+use crate::engine::Container;
+use crate::failure::{Cause, Failure, Problem};
+use crate::host::Host;
+use crate::image_stream;
+use crate::journal::{Journal, Mark, Opened};
+use crate::link::Link;
+use crate::message::{Intent, Message, Offer, Purpose, VERSIONS};
+use crate::phase::{self, Boxed, ForwardRow, Phase, Role, Row, Side};
+use crate::places::MigrationId;
+use crate::progress::Observer;
+use crate::recovery;
+use crate::shim::{SHIM_PROTOCOL, ShimClient};
+
+/// Rounds of files before the freeze at most: a container that writes faster than the link would go on for ever.
+const MAX_SYNC_ROUNDS: u32 = 4;
+
+/// A round of files this small is not worth another before the freeze: it takes some milliseconds.
+const SMALL_ROUND_BYTES: u64 = 1 << 20;
+
+/// How far the container was taken from its owner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Hold {
+    /// It runs, and its engine would start it again.
+    Free,
+    /// It runs; its engine would not start it again.
+    Disarmed,
+    /// Its shim was asked to dump it: it may stand still.
+    Dumping,
+}
+
+/// One move, seen from its source.
+pub struct Source {
+    host: Arc<Host>,
+    link: Link,
+    observer: Observer,
+    clock: Clock,
+    migration: MigrationId,
+    container: Container,
+    journal: Option<Journal>,
+    shim: Option<Arc<dyn ShimClient>>,
+    upper: PathBuf,
+    sent_files: Option<Index>,
+    log: Option<LogTail>,
+    image_wanted: bool,
+    hold: Hold,
+    bytes: Bytes,
+    outcome: Outcome,
+    remarks: Vec<String>,
+    leftovers: Vec<String>,
+}
+
+/// Moves `container`, which the engine has just described, over `link`.
+///
+/// On `Err` the container runs here as before. On `Ok` it belongs to the destination.
+pub async fn run(
+    host: Arc<Host>,
+    mut link: Link,
+    observer: Observer,
+    migration: MigrationId,
+    container: Container,
+) -> Result<Report, Failure> {
+    link.count_in(observer.transfer());
+    let mut source = Source {
+        clock: Clock::start(Role::Source),
+        journal: None,
+        shim: None,
+        upper: PathBuf::new(),
+        sent_files: None,
+        log: None,
+        image_wanted: false,
+        hold: Hold::Free,
+        bytes: Bytes::default(),
+        outcome: Outcome::Moved,
+        remarks: Vec::new(),
+        leftovers: Vec::new(),
+        host,
+        link,
+        observer,
+        migration,
+        container,
+    };
+    let outcome = phase::run(&mut source).await;
+    source.link.end().await;
+    outcome.map(|()| source.report())
+}
+
+impl Side for Source {
+    const ROLE: Role = Role::Source;
+
+    const UNDOABLE: &'static [Row<Self>] = &[
+        Row {
+            phase: Phase::Hello,
+            forward: |source| Box::pin(source.hello()),
+            undo: |_| Box::pin(std::future::ready(())),
+        },
+        Row {
+            phase: Phase::Plan,
+            forward: |source| Box::pin(source.plan()),
+            undo: |_| Box::pin(std::future::ready(())),
+        },
+        Row {
+            phase: Phase::Prepare,
+            forward: |source| Box::pin(source.prepare()),
+            undo: |source| Box::pin(source.undo_prepare()),
+        },
+        Row {
+            phase: Phase::Freeze,
+            forward: |source| Box::pin(source.freeze()),
+            undo: |source| Box::pin(source.undo_freeze()),
+        },
+        Row {
+            phase: Phase::Restore,
+            forward: |source| Box::pin(source.await_restore()),
+            undo: |_| Box::pin(std::future::ready(())),
+        },
+    ];
+
+    const FORWARD: &'static [ForwardRow<Self>] = &[
+        ForwardRow {
+            phase: Phase::Commit,
+            forward: |source| Box::pin(source.tell_commit()),
+        },
+        ForwardRow {
+            phase: Phase::Release,
+            forward: |source| Box::pin(source.release()),
+        },
+    ];
+
+    fn decide(&mut self) -> Boxed<'_, Result<(), Problem>> {
+        Box::pin(self.write_verdict())
+    }
+
+    fn tell_failure(&mut self, failure: &Failure) {
+        self.link.try_send(Message::Failed(failure.clone()));
+    }
+
+    fn observer(&self) -> &Observer {
+        &self.observer
+    }
+
+    fn host(&self) -> &str {
+        &self.host.name
+    }
+
+    fn take_leftovers(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.leftovers)
+    }
+}
+
+impl Source {
+    async fn hello(&mut self) -> Result<(), Problem> {
+        let intent = Intent::Move {
+            migration: self.migration.clone(),
+        };
+        self.link
+            .send(Message::Hello {
+                versions: VERSIONS.to_vec(),
+                intent,
+            })
+            .await?;
+        match self.link.receive("welcome", deadlines::HELLO).await? {
+            Message::Welcome { version } if VERSIONS.contains(&version) => Ok(()),
+            other => Err(self.link.out_of_turn(&other)),
+        }
+    }
+
+    /// Asks both hosts for every reason why not, and only then says no.
+    async fn plan(&mut self) -> Result<(), Problem> {
+        let (mut objections, memory_bytes) = self.own_objections().await?;
+        let offer = Offer {
+            container: self.container.clone(),
+            memory_bytes,
+        };
+        self.link.send(Message::Offer(Box::new(offer))).await?;
+        match self.link.receive("answer", deadlines::PLAN).await? {
+            Message::Answer {
+                objections: theirs,
+                image_wanted,
+            } => {
+                let peer = self.link.peer();
+                objections.extend(theirs.into_iter().map(|objection| format!("{peer}: {objection}")));
+                self.image_wanted = image_wanted;
+            }
+            other => return Err(self.link.out_of_turn(&other)),
+        }
+        if objections.is_empty() {
+            Ok(())
+        } else {
+            Err(Problem::Here(Cause::Refused(objections)))
+        }
+    }
+
+    async fn own_objections(&mut self) -> Result<(Vec<String>, u64), Problem> {
+        let container = &self.container;
+        let mut objections = checks::tools(&self.host.tools).await;
+        if !container.running {
+            objections.push(format!("{} is not running", container.name));
+        }
+        let mut memory_bytes = 0;
+        let found = self
+            .host
+            .shims
+            .find(Role::Source, &container.namespace, &container.id)
+            .await?;
+        match found {
+            Some(shim) => {
+                let view = shim.inspect().await?;
+                if view.protocol != SHIM_PROTOCOL {
+                    objections.push(format!(
+                        "its shim speaks version {} of godwit.v1.Container and this agent {SHIM_PROTOCOL}: \
+                         restart the container with the shim of this release",
+                        view.protocol
+                    ));
+                }
+                if container.running && view.state != "running" {
+                    objections.push(format!("{} is {}, not running", container.name, view.state));
+                }
+                if !view.execs.is_empty() {
+                    objections.push(format!(
+                        "processes exec'ed into it cannot be moved, end them first: {}",
+                        view.execs.join(", ")
+                    ));
+                }
+                memory_bytes = checks::memory_of(view.pid);
+                match (self.host.upper_dir)(&view.rootfs) {
+                    Ok(upper) => self.upper = upper,
+                    Err(error) => objections.push(format!("its writable layer cannot be read: {error}")),
+                }
+                self.shim = Some(shim);
+            }
+            None => objections.push(format!(
+                "{} runs under {}, not under Godwit: start it with --runtime io.containerd.godwit.v2",
+                container.name, container.runtime
+            )),
+        }
+        objections.extend(checks::room(&self.host, memory_bytes, 1));
+        let host = &self.host.name;
+        let told = objections
+            .into_iter()
+            .map(|objection| format!("{host}: {objection}"))
+            .collect();
+        Ok((told, memory_bytes))
+    }
+
+    /// Everything that can be done while the container runs.
+    async fn prepare(&mut self) -> Result<(), Problem> {
+        let opened = Opened {
+            migration: self.migration.clone(),
+            role: Role::Source,
+            peer: self.link.peer().into(),
+            container: self.container.clone(),
+        };
+        let journal = Journal::open(&self.host.places, opened)
+            .await
+            .map_err(|error| Problem::io("the journal", &error))?;
+        self.journal = Some(journal.clone());
+        create_private_dir(&self.image_dir()).map_err(|error| Problem::io("the image directory", &error))?;
+
+        self.link.send(Message::Prepare).await?;
+        if self.image_wanted {
+            let layers = self.host.engine.export_image(&self.container).await?;
+            self.bytes.layers = self.link.send_stream(Purpose::Layers, layers).await?;
+        }
+        let log_wanted = match self.link.receive("prepared", deadlines::PREPARE).await? {
+            Message::Prepared { log_wanted } => log_wanted,
+            other => return Err(self.link.out_of_turn(&other)),
+        };
+        for _ in 0..MAX_SYNC_ROUNDS {
+            if self.send_files().await? < SMALL_ROUND_BYTES {
+                break;
+            }
+        }
+        if log_wanted && let Some(path) = self.host.engine.log_path(&self.container.id).await? {
+            self.log = Some(LogTail::open(&path).map_err(|error| Problem::io("opening the log", &error))?);
+            self.send_log().await?;
+        }
+
+        let noted = |error| Problem::io("the journal", &error);
+        journal.note(Mark::Disarming).await.map_err(noted)?;
+        self.hold = Hold::Disarmed;
+        self.host.engine.disarm_restart(&self.container).await?;
+        journal.note(Mark::Freezing).await.map_err(noted)?;
+        self.link.send(Message::Freezing).await?;
+        match self.link.receive("synced", deadlines::SYNC).await? {
+            Message::Synced => Ok(()),
+            other => Err(self.link.out_of_turn(&other)),
+        }
+    }
+
+    async fn undo_prepare(&mut self) {
+        if self.hold == Hold::Dumping {
+            // Whether it runs is unknown: the verdict must stay for whoever reads it, and recovery finds the journal.
+            return;
+        }
+        if self.hold == Hold::Disarmed
+            && let Err(error) = self.host.engine.rearm_restart(&self.container).await
+        {
+            self.leftovers.push(format!(
+                "the restart policy of {} is `no`: {error}",
+                self.container.name
+            ));
+            return;
+        }
+        self.hold = Hold::Free;
+        self.remove_places().await;
+    }
+
+    /// The container stands still from here to the verdict.
+    async fn freeze(&mut self) -> Result<(), Problem> {
+        let shim = self.shim()?;
+        let (image, verdict) = (self.image_dir(), self.host.places.verdict(&self.migration));
+        self.hold = Hold::Dumping;
+        let since = Instant::now();
+        self.clock.frozen();
+        let dump = shim.dump(&image, &verdict, self.host.hold);
+        let steps = self.link.during(async { Ok(dump.await?) }).await?;
+        self.clock.step("dump-held", since);
+        self.clock.extend(steps);
+
+        let since = Instant::now();
+        self.send_files().await?;
+        self.clock.step("send-files", since);
+        if self.log.is_some() {
+            let since = Instant::now();
+            self.send_log().await?;
+            self.clock.step("send-log", since);
+        }
+        let since = Instant::now();
+        let size = image_stream::measure(&image).map_err(|error| Problem::failed(error.to_string()))?;
+        self.observer.expect(size.bytes);
+        let send = move |out: &mut dyn Write| {
+            image_stream::send(&image, out).map_err(|error| Problem::failed(error.to_string()))
+        };
+        (_, self.bytes.image) = self.link.send_bulk(Purpose::Image, send).await?;
+        self.clock.step("send-image", since);
+        Ok(())
+    }
+
+    /// Lets the container run on.
+    async fn undo_freeze(&mut self) {
+        if self.hold != Hold::Dumping {
+            return;
+        }
+        match recovery::resume_source(&self.host, &self.migration, self.shim.clone()).await {
+            Ok(()) => self.hold = Hold::Disarmed,
+            Err(reason) => self.leftovers.push(reason),
+        }
+    }
+
+    async fn await_restore(&mut self) -> Result<(), Problem> {
+        let since = Instant::now();
+        match self.link.receive("ready", self.host.hold).await? {
+            Message::Ready { steps } => {
+                self.clock.step("await-ready", since);
+                self.clock.extend(steps);
+                Ok(())
+            }
+            other => Err(self.link.out_of_turn(&other)),
+        }
+    }
+
+    /// The decision. An error means that `committed` does not stand.
+    async fn write_verdict(&mut self) -> Result<(), Problem> {
+        let since = Instant::now();
+        let path = self.host.places.verdict(&self.migration);
+        let decided = recovery::decide(&path, Verdict::Committed).await;
+        match decided {
+            Ok(Verdict::Committed) => {
+                self.clock.step("commit", since);
+                Ok(())
+            }
+            Ok(Verdict::Aborted) => Err(Problem::failed(format!(
+                "the container was let run on before the commit: it was held for {} s, or the destination lost us",
+                self.host.hold.as_secs()
+            ))),
+            Err(error) => Err(Problem::io("writing the verdict", &error)),
+        }
+    }
+
+    async fn tell_commit(&mut self) {
+        let told = async {
+            self.link.send(Message::Commit).await?;
+            match self.link.receive("running", deadlines::RUNNING).await? {
+                Message::Running { steps } => Ok(steps),
+                other => Err(self.link.out_of_turn(&other)),
+            }
+        };
+        match told.await {
+            Ok(steps) => {
+                self.clock.resumed();
+                self.clock.extend(steps);
+            }
+            Err(problem) => self.unconfirmed(&problem),
+        }
+    }
+
+    async fn release(&mut self) {
+        let finish = recovery::finish_dump(&self.host, &self.container, self.shim.clone());
+        if let Err(reason) = finish.await {
+            self.remarks.push(reason);
+        }
+        if self.outcome != Outcome::Moved {
+            return;
+        }
+        match self.link.receive("settled", deadlines::SETTLED).await {
+            Ok(Message::Settled) => {}
+            Ok(other) => return self.unconfirmed(&self.link.out_of_turn(&other)),
+            Err(problem) => return self.unconfirmed(&problem),
+        }
+        if let Err(error) = self.host.engine.remove(&self.container.id).await {
+            self.remarks
+                .push(format!("{} is not removed here: {error}", self.container.name));
+        }
+        self.remove_places().await;
+        self.remarks.append(&mut self.leftovers);
+    }
+
+    fn unconfirmed(&mut self, problem: &Problem) {
+        self.outcome = Outcome::CommittedUnconfirmed {
+            reason: problem.to_string(),
+        };
+    }
+
+    async fn send_files(&mut self) -> Result<u64, Problem> {
+        let (upper, since) = (self.upper.clone(), self.sent_files.take());
+        let write = move |out: &mut dyn Write| {
+            delta::write(&upper, since.as_ref(), out).map_err(|error| Problem::failed(error.to_string()))
+        };
+        let (index, bytes) = self.link.send_bulk(Purpose::Files, write).await?;
+        self.sent_files = Some(index);
+        self.bytes.files += bytes;
+        Ok(bytes)
+    }
+
+    async fn send_log(&mut self) -> Result<(), Problem> {
+        let Some(mut log) = self.log.take() else {
+            return Ok(());
+        };
+        let send = move |out: &mut dyn Write| {
+            log.copy_rest(out)
+                .map_err(|error| Problem::io("sending the log", &error))?;
+            Ok(log)
+        };
+        let (log, bytes) = self.link.send_bulk(Purpose::Log, send).await?;
+        self.log = Some(log);
+        self.bytes.log += bytes;
+        Ok(())
+    }
+
+    async fn remove_places(&mut self) {
+        if self.journal.is_some()
+            && let Err(reason) = recovery::remove_places(&self.host, &self.migration).await
+        {
+            self.leftovers.push(reason);
+        }
+    }
+
+    fn shim(&self) -> Result<Arc<dyn ShimClient>, Problem> {
+        self.shim
+            .clone()
+            .ok_or_else(|| Problem::failed("the container has no shim of ours"))
+    }
+
+    fn image_dir(&self) -> PathBuf {
+        self.host.places.image(&self.migration)
+    }
+
+    fn report(self) -> Report {
+        let mut clock = self.clock;
+        Report {
+            migration: self.migration.to_string(),
+            container: self.container.name,
+            from: self.host.name.clone(),
+            to: self.link.peer().into(),
+            outcome: self.outcome,
+            downtime_micros: clock.downtime_micros(),
+            total_micros: clock.total_micros(),
+            bytes: self.bytes,
+            steps: clock.take_steps(),
+            remarks: self.remarks,
+        }
+    }
+}
+
+/// A log that grows, and how far it was sent.
+#[derive(Debug)]
+struct LogTail {
+    file: File,
+    sent: u64,
+}
+
+impl LogTail {
+    fn open(path: &Path) -> io::Result<Self> {
+        Ok(Self {
+            file: File::open(path)?,
+            sent: 0,
+        })
+    }
+
+    /// Copies what was added since the last time and up to now; the writer may be in the middle of a line.
+    fn copy_rest(&mut self, out: &mut dyn Write) -> io::Result<()> {
+        let length = self.file.metadata()?.len();
+        self.file.seek(SeekFrom::Start(self.sent))?;
+        self.sent += io::copy(&mut (&self.file).take(length.saturating_sub(self.sent)), out)?;
+        Ok(())
+    }
+}

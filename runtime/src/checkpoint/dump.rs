@@ -1,0 +1,188 @@
+//! A dump under way.
+//!
+//! `begin` starts `runc checkpoint`; `held` returns at CRIU's post-dump, where a dump with a hold stops until there is
+//! a verdict; `end` returns when CRIU and runC are done. The container's tasks are frozen in between and only then.
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::time::Duration;
+
+use super::reports::Reports;
+use super::{CheckpointError, Clock, Site, Step, furnish, network, write_criu_config};
+use crate::control::write_atomically;
+use crate::criu::DUMP_LOG;
+use crate::freezer::Freezer;
+use crate::gate::Report;
+use crate::hold::{HoldRecord, POST_DUMP, PRE_DUMP};
+use crate::image::{Manifest, NetworkOwner};
+use crate::options::{CheckpointOptions, Tcp};
+use crate::runc::RuncError;
+use crate::verdict::{self, Verdict};
+
+/// A terabyte of memory at the rate of a slow disk, and the hold on top of it. A dump beyond that hangs.
+const DUMP_DEADLINE: Duration = Duration::from_secs(3600);
+
+const OPERATION: &str = "dump";
+
+/// What is to be dumped, and how.
+#[derive(Clone, Debug)]
+pub struct DumpRequest {
+    /// The container's first process.
+    pub pid: i32,
+    /// Whether the container has a terminal.
+    pub terminal: bool,
+    /// An existing directory of mode 0700.
+    pub image_dir: PathBuf,
+    /// Where CRIU keeps logs; ours if none is given.
+    pub work_dir: Option<PathBuf>,
+    /// The options.
+    pub options: CheckpointOptions,
+    /// Whether and how the dump is held before its point of no return.
+    pub hold: Option<Hold>,
+}
+
+/// A dump that waits for a verdict.
+#[derive(Clone, Debug)]
+pub struct Hold {
+    /// Where the verdict will be.
+    pub verdict: PathBuf,
+    /// How long the holder waits for it before it decides `aborted`.
+    pub deadline: Duration,
+}
+
+/// How a dump ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DumpEnd {
+    /// The container's tasks were killed.
+    Killed,
+    /// The container runs on: it was to, or the verdict was `aborted`.
+    Running,
+}
+
+/// A dump under way. Dropped before its end it goes on unobserved; its hold ends it at the deadline.
+pub struct Dump {
+    site: Site,
+    request: DumpRequest,
+    work: PathBuf,
+    reports: Reports,
+    call: Pin<Box<dyn Future<Output = Result<(), RuncError>> + Send>>,
+    clock: Clock,
+}
+
+impl Dump {
+    /// Starts runC and CRIU. On an error nothing was started.
+    pub fn begin(site: Site, request: DumpRequest) -> Result<Self, CheckpointError> {
+        let unready = |error: std::io::Error| CheckpointError::unready(OPERATION, &site, &error);
+        let spec = site.bundle.spec().map_err(unready)?;
+        let owner = network::owner(&spec, request.pid).map_err(unready)?;
+        let work = furnish(&site, "work-dump").map_err(unready)?;
+        let work = request.work_dir.clone().unwrap_or(work);
+        write_criu_config(&site, &request.options).map_err(unready)?;
+        let record = HoldRecord {
+            verdict: request.hold.as_ref().map(|hold| hold.verdict.clone()),
+            hold_ms: request
+                .hold
+                .as_ref()
+                .map(|hold| hold.deadline.as_millis().try_into().unwrap_or(u64::MAX)),
+            gated: false,
+            freezer: Some(Freezer::of(request.pid).map_err(unready)?),
+        };
+        let record = serde_json::to_vec(&record).map_err(|error| unready(error.into()))?;
+        write_atomically(&site.control.join("hold.json"), &record).map_err(unready)?;
+        Manifest::new(&site.id, owner, request.terminal)
+            .write(&request.image_dir)
+            .map_err(unready)?;
+        let reports = Reports::listen(&site.control).map_err(unready)?;
+        let options = &request.options;
+        let call = site
+            .runc
+            .call("checkpoint")
+            .option("--image-path", &request.image_dir)
+            .option("--work-path", &work)
+            // CRIU would carry the cgroups' settings along; they are the engine's, and differ between hosts.
+            .option("--manage-cgroups-mode", "ignore")
+            .flag("--leave-running", options.leave_running)
+            .flag("--tcp-established", options.tcp == Tcp::Established)
+            .flag("--ext-unix-sk", options.external_unix_sockets)
+            .flag("--file-locks", options.file_locks)
+            .flag("--shell-job", request.terminal)
+            .args(if owner == NetworkOwner::Engine {
+                &["--empty-ns", "network"][..]
+            } else {
+                &[]
+            })
+            .arg(&site.id);
+        let running = call
+            .spawn()
+            .map_err(|error| CheckpointError::unready(OPERATION, &site, &error))?;
+        let call = Box::pin(running.wait(DUMP_DEADLINE));
+        Ok(Self {
+            site,
+            request,
+            work,
+            reports,
+            call,
+            clock: Clock::start(),
+        })
+    }
+
+    /// Returns when the image is complete and every task is stopped, with what the steps so far took.
+    pub async fn held(&mut self) -> Result<&[Step], CheckpointError> {
+        loop {
+            tokio::select! {
+                biased;
+                report = self.reports.next() => match report {
+                    Ok((Report::Hold { action }, _)) if self.note(&action) == POST_DUMP => return Ok(&self.clock.steps),
+                    Ok(_) => {}
+                    Err(error) => return Err(CheckpointError::unready(OPERATION, &self.site, &error)),
+                },
+                result = &mut self.call => {
+                    let error = result.err().unwrap_or_else(|| RuncError::Failed {
+                        subcommand: "checkpoint".into(),
+                        message: "runc ended without a hold: the CRIU configuration was not honoured".into(),
+                    });
+                    return Err(self.failure(&error));
+                }
+            }
+        }
+    }
+
+    /// Returns when the dump is over.
+    pub async fn end(mut self) -> Result<(DumpEnd, Vec<Step>), CheckpointError> {
+        let result = loop {
+            tokio::select! {
+                biased;
+                Ok((Report::Hold { action }, _)) = self.reports.next() => drop(self.note(&action)),
+                result = &mut self.call => break result,
+            }
+        };
+        self.clock.mark("end");
+        let aborted = self
+            .request
+            .hold
+            .as_ref()
+            .is_some_and(|hold| matches!(verdict::read(&hold.verdict), Ok(Some(Verdict::Aborted))));
+        match result {
+            Ok(()) if self.request.options.leave_running => Ok((DumpEnd::Running, self.clock.steps)),
+            Ok(()) => Ok((DumpEnd::Killed, self.clock.steps)),
+            // CRIU says "failed" when its script refuses; that is what an aborted verdict makes it do.
+            Err(_) if aborted => Ok((DumpEnd::Running, self.clock.steps)),
+            Err(error) => Err(self.failure(&error)),
+        }
+    }
+
+    fn note<'a>(&mut self, action: &'a str) -> &'a str {
+        match action {
+            PRE_DUMP => self.clock.mark("prepare"),
+            "network-lock" => self.clock.mark("freeze"),
+            POST_DUMP => self.clock.mark("dump"),
+            _ => {}
+        }
+        action
+    }
+
+    fn failure(&self, error: &RuncError) -> CheckpointError {
+        CheckpointError::failed(OPERATION, &self.site, &self.work, DUMP_LOG, error)
+    }
+}

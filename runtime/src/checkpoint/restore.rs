@@ -1,0 +1,226 @@
+//! A restore under way.
+//!
+//! `begin` starts `runc restore`; `gated` returns with the real pid when the namespaces stand; `open` lets CRIU go on;
+//! `held` returns at CRIU's post-restore, where a restore with a verdict stops until there is one; `end` returns when
+//! the container runs. Dropped before `open`, the gate stays shut, and runC and CRIU clean up.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::time::Duration;
+
+use oci_spec::runtime::Spec;
+
+use super::reports::{Reporter, Reports};
+use super::{CheckpointError, Clock, Site, Step, add_gate, furnish, write_criu_config};
+use crate::control::write_atomically;
+use crate::criu::RESTORE_LOG;
+use crate::gate::{GateRecord, Report};
+use crate::hold::{HoldRecord, POST_RESTORE};
+use crate::image::{Manifest, NetworkOwner};
+use crate::options::{CheckpointOptions, Tcp};
+use crate::runc::{RuncError, Streams};
+
+/// A terabyte of memory at the rate of a slow disk, or an engine that is slow to start what it has created, or a
+/// commit that waits for a source that is being repaired: beyond that somebody has forgotten it.
+const RESTORE_DEADLINE: Duration = Duration::from_secs(24 * 3600);
+
+const OPERATION: &str = "restore";
+
+/// What is to be restored, and how.
+#[derive(Clone, Debug)]
+pub struct RestoreRequest {
+    /// The image.
+    pub image_dir: PathBuf,
+    /// Where CRIU keeps logs; ours if none is given.
+    pub work_dir: Option<PathBuf>,
+    /// The options.
+    pub options: CheckpointOptions,
+    /// Whether the container has a terminal.
+    pub terminal: bool,
+    /// `--no-pivot`.
+    pub no_pivot: bool,
+    /// Where the verdict will be that the restored tasks wait for. None: they run as soon as they are restored.
+    pub verdict: Option<PathBuf>,
+}
+
+/// A restore under way.
+pub struct Restore {
+    site: Site,
+    work: PathBuf,
+    reports: Reports,
+    gate: Option<Reporter>,
+    call: Pin<Box<dyn Future<Output = Result<(), RuncError>> + Send>>,
+    clock: Clock,
+}
+
+impl Restore {
+    /// Starts runC and CRIU with the container's streams. On an error nothing was started.
+    pub fn begin(site: Site, request: &RestoreRequest, streams: Streams) -> Result<Self, CheckpointError> {
+        let unready = |error: std::io::Error| CheckpointError::unready(OPERATION, &site, &error);
+        let refuse = |reason: &str| CheckpointError::unready(OPERATION, &site, &reason);
+        if !request.image_dir.join("inventory.img").is_file() {
+            return Err(refuse(&format!(
+                "{} holds no checkpoint image",
+                request.image_dir.display()
+            )));
+        }
+        let manifest = Manifest::read(&request.image_dir).map_err(unready)?;
+        if manifest
+            .as_ref()
+            .is_some_and(|manifest| manifest.terminal != request.terminal)
+        {
+            return Err(refuse(
+                "one of the image and the new container has a terminal and the other has none",
+            ));
+        }
+        // Another shim's image: Docker has them dump without the network, which the engine then makes.
+        let engine_network = manifest.is_none_or(|manifest| manifest.network == NetworkOwner::Engine);
+        let spec = site.bundle.spec().map_err(unready)?;
+        let work = furnish(&site, "work-restore").map_err(unready)?;
+        let work = request.work_dir.clone().unwrap_or(work);
+        write_criu_config(&site, &request.options).map_err(unready)?;
+        let hold = HoldRecord {
+            verdict: request.verdict.clone(),
+            gated: engine_network,
+            ..HoldRecord::default()
+        };
+        let gate = GateRecord {
+            engine_network,
+            sysctls: network_sysctls(&spec),
+        };
+        for (name, json) in [
+            ("hold.json", serde_json::to_vec(&hold)),
+            ("gate.json", serde_json::to_vec(&gate)),
+        ] {
+            let json = json.map_err(|error| unready(error.into()))?;
+            write_atomically(&site.control.join(name), &json).map_err(unready)?;
+        }
+        add_gate(&site.bundle, &site.control).map_err(unready)?;
+        let reports = Reports::listen(&site.control).map_err(unready)?;
+        let options = &request.options;
+        let call = site
+            .runc
+            .call("restore")
+            .arg("--detach")
+            .option("--bundle", site.bundle.path())
+            .option("--pid-file", site.bundle.init_pid_file())
+            .option("--image-path", &request.image_dir)
+            .option("--work-path", &work)
+            .option("--manage-cgroups-mode", "ignore")
+            .flag("--no-pivot", request.no_pivot)
+            .flag("--tcp-established", options.tcp == Tcp::Established)
+            .flag("--ext-unix-sk", options.external_unix_sockets)
+            .flag("--file-locks", options.file_locks)
+            .flag("--shell-job", request.terminal)
+            .args(if engine_network {
+                &["--empty-ns", "network"][..]
+            } else {
+                &[]
+            })
+            .streams(streams)
+            .arg(&site.id);
+        let running = call
+            .spawn()
+            .map_err(|error| CheckpointError::unready(OPERATION, &site, &error))?;
+        let call = Box::pin(running.wait(RESTORE_DEADLINE));
+        Ok(Self {
+            site,
+            work,
+            reports,
+            gate: None,
+            call,
+            clock: Clock::start(),
+        })
+    }
+
+    /// Returns the pid of the container's first process when its namespaces stand.
+    pub async fn gated(&mut self) -> Result<i32, CheckpointError> {
+        loop {
+            match self.next().await? {
+                Some((Report::Gate { pid }, reporter)) => {
+                    self.clock.mark("namespaces");
+                    self.gate = Some(reporter);
+                    return Ok(pid);
+                }
+                Some(_) => {}
+                None => return Err(self.failure(&ended_early())),
+            }
+        }
+    }
+
+    /// Opens the gate.
+    pub async fn open(&mut self) -> Result<(), CheckpointError> {
+        self.clock.mark("wiring");
+        let Some(gate) = self.gate.take() else {
+            return Err(CheckpointError::unready(
+                OPERATION,
+                &self.site,
+                &"its gate is not reached, or open already",
+            ));
+        };
+        gate.go()
+            .await
+            .map_err(|error| CheckpointError::unready(OPERATION, &self.site, &error))
+    }
+
+    /// Returns when everything is restored and nothing runs, with what the steps so far took.
+    pub async fn held(&mut self) -> Result<&[Step], CheckpointError> {
+        loop {
+            match self.next().await? {
+                Some((Report::Hold { action }, _)) if action == POST_RESTORE => {
+                    self.clock.mark("restore");
+                    return Ok(&self.clock.steps);
+                }
+                Some(_) => {}
+                None => return Err(self.failure(&ended_early())),
+            }
+        }
+    }
+
+    /// Returns when the container runs.
+    pub async fn end(mut self) -> Result<Vec<Step>, CheckpointError> {
+        while self.next().await?.is_some() {}
+        self.clock.mark("resume");
+        Ok(self.clock.steps)
+    }
+
+    /// The next report, or `None` when runC has succeeded.
+    async fn next(&mut self) -> Result<Option<(Report, Reporter)>, CheckpointError> {
+        tokio::select! {
+            biased;
+            report = self.reports.next() => {
+                report.map(Some).map_err(|error| CheckpointError::unready(OPERATION, &self.site, &error))
+            }
+            result = &mut self.call => match result {
+                Ok(()) => Ok(None),
+                Err(error) => Err(self.failure(&error)),
+            },
+        }
+    }
+
+    fn failure(&self, error: &RuncError) -> CheckpointError {
+        CheckpointError::failed(OPERATION, &self.site, &self.work, RESTORE_LOG, error)
+    }
+}
+
+fn ended_early() -> RuncError {
+    RuncError::Failed {
+        subcommand: "restore".into(),
+        message: "runc ended without passing the gate: the hook or the CRIU configuration was not honoured"
+            .into(),
+    }
+}
+
+/// The sysctls of the network namespace in a container's configuration.
+fn network_sysctls(spec: &Spec) -> HashMap<String, String> {
+    let all = spec
+        .linux()
+        .as_ref()
+        .and_then(|linux| linux.sysctl().clone())
+        .unwrap_or_default();
+    all.into_iter()
+        .filter(|(name, _)| name.starts_with("net."))
+        .collect()
+}

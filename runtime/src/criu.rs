@@ -1,0 +1,182 @@
+//! CRIU as runC drives it: the configuration file we add to runC's own options, and what its log says went wrong.
+//!
+//! runC has no flag for much that a checkpoint needs; CRIU reads it from the file named by the annotation
+//! `org.criu.config` (runC's `checkpoint` and `restore` both honour it, and the file wins over runC's options).
+//! Nothing here starts a process.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::options::{CheckpointOptions, Tcp};
+
+/// The OCI annotation by which runC finds a CRIU configuration file.
+pub const CONFIG_ANNOTATION: &str = "org.criu.config";
+
+/// CRIU's log of a dump and of a restore, in its work path.
+pub const DUMP_LOG: &str = "dump.log";
+/// See [`DUMP_LOG`].
+pub const RESTORE_LOG: &str = "restore.log";
+
+/// Text of a CRIU configuration file for a dump or restore with `options`, run under the holder at `hold`.
+///
+/// `extra` is the content of a file the container's own `org.criu.config` named: its lines come last and win.
+pub fn config(options: &CheckpointOptions, hold: &Path, extra: &str) -> String {
+    let mut text = String::new();
+    let mut line = |option: &str| {
+        let _ = writeln!(text, "{option}");
+    };
+    line(match options.tcp {
+        Tcp::Established => "tcp-established",
+        Tcp::Close => "tcp-close",
+    });
+    // nft's one transaction is an order of magnitude quicker than iptables' several programs.
+    line(&format!(
+        "network-lock {}",
+        if find_program("nft").is_some() {
+            "nftables"
+        } else {
+            "iptables"
+        }
+    ));
+    line(&format!("ghost-limit {}", options.ghost_limit_bytes));
+    line("link-remap");
+    line(&format!("action-script {}", hold.display()));
+    text.push_str(extra);
+    text
+}
+
+/// Looks for a program as the shell would.
+pub fn find_program(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path)
+        .map(|directory| directory.join(name))
+        .find(|file| file.is_file())
+}
+
+/// What a CRIU log says of a failure.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cause {
+    /// CRIU's own words, without file and line.
+    pub text: String,
+    /// What a person can do about it, if known.
+    pub remedy: Option<&'static str>,
+}
+
+/// Errors that CRIU logs though nothing failed, or that only repeat that something did.
+const NOISE: &[&str] = &[
+    "RLIMIT_NOFILE",
+    "Can't open sysctl",
+    "Dumping FAILED",
+    "Restoring FAILED",
+    "One of more action scripts",
+    "One of the action scripts",
+    "exited, status=",
+    "killed by signal",
+    "unable to open file",
+    "Can't read socket diag",
+];
+
+/// Words of a cause and the way out of it.
+const REMEDIES: &[(&str, &str)] = &[
+    (
+        "io_uring",
+        "the program uses io_uring, which CRIU cannot dump: switch it off in the program's configuration",
+    ),
+    (
+        "consider using --tcp-established",
+        "set the annotation io.godwit.checkpoint.tcp=established (to keep connections) or =close",
+    ),
+    (
+        "Can't bind inet socket",
+        "the address is not on this host: give the container the same address, or set io.godwit.checkpoint.tcp=close",
+    ),
+    (
+        "Can't lookup mount",
+        "a process holds a file from outside the container's mounts: close it or mount its directory",
+    ),
+    (
+        "ghost",
+        "a deleted file that is still open is too large: raise io.godwit.checkpoint.ghost-limit",
+    ),
+    (
+        "No space left on device",
+        "make room in the memory-backed space that holds the image",
+    ),
+    (
+        "is not a child of",
+        "a process was put into the container from outside (exec): end it first",
+    ),
+    (
+        "a process outside",
+        "a process was put into the container from outside (exec): end it first",
+    ),
+    (
+        "external session leader",
+        "a process was put into the container from outside (exec): end it first",
+    ),
+];
+
+/// The cause of a failure in the log at `path`; `None` if the log is missing or tells nothing.
+pub fn cause(path: &Path) -> Option<Cause> {
+    cause_in(&String::from_utf8_lossy(&fs::read(path).ok()?))
+}
+
+fn cause_in(log: &str) -> Option<Cause> {
+    let errors: Vec<&str> = log
+        .lines()
+        .filter_map(|line| {
+            line.split_once("Error (")
+                .and_then(|(_, rest)| rest.split_once("): "))
+        })
+        .map(|(_, message)| message.trim())
+        .filter(|message| !NOISE.iter().any(|noise| message.contains(noise)))
+        .collect();
+    // The first error is the cause; those after it are its consequences, of which the next often names the object.
+    let first = errors.first()?;
+    let text = match errors.get(1) {
+        Some(second) if second != first => format!("{first}; {second}"),
+        _ => (*first).to_owned(),
+    };
+    let remedy = REMEDIES
+        .iter()
+        .find(|(word, _)| errors.iter().any(|error| error.contains(word)))
+        .map(|(_, remedy)| *remedy);
+    Some(Cause { text, remedy })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_error_that_matters_is_the_cause() {
+        let log = "(00.01) Error (criu/rlimit.c:1): Can't setup RLIMIT_NOFILE for self\n\
+                   (00.02) Error (criu/files-ext.c:98): Can't dump file 5 of that type [0] (anon anon_inode:[io_uring])\n\
+                   (00.03) Error (criu/cr-dump.c:1684): Dump files (pid: 33) failed with -1\n\
+                   (00.04) Error (criu/cr-dump.c:2128): Dumping FAILED.\n";
+        let cause = cause_in(log).unwrap();
+        assert!(cause.text.starts_with("Can't dump file 5"), "{cause:?}");
+        assert!(cause.remedy.unwrap().contains("io_uring"));
+    }
+
+    #[test]
+    fn a_log_without_errors_has_no_cause() {
+        assert_eq!(
+            cause_in("(00.01) Warn  (x.c:1): odd\n(00.02) Error (a.c:1): Can't open sysctl x\n"),
+            None
+        );
+    }
+
+    #[test]
+    fn what_the_container_asks_of_criu_comes_last() {
+        let text = config(
+            &CheckpointOptions::default(),
+            Path::new("/run/x/hold"),
+            "tcp-close\n",
+        );
+        assert!(text.starts_with("tcp-established\n"));
+        assert!(text.ends_with("tcp-close\n"));
+        assert!(text.contains("action-script /run/x/hold\n"));
+    }
+}

@@ -1,0 +1,162 @@
+//! The gate: the `createRuntime` hook that stops a restore between the namespaces and everything else.
+//!
+//! runC runs it by the path `…/gate` in a container's control directory when CRIU has made the namespaces. It makes
+//! the new network namespace fit for the engine, tells the shim the real pid and waits for the shim's word. It is a
+//! short, single-threaded, blocking program; it knows no lifecycle and decides nothing. Whatever is not a clear "go"
+//! fails the hook, and with it the restore: a dead shim never opens a gate.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use nix::sched::{CloneFlags, setns};
+use serde::{Deserialize, Serialize};
+
+use crate::control::ControlDir;
+
+/// The name the shim's binary is called by to be the gate.
+pub const NAME: &str = "gate";
+
+/// What a gate or a holder tells the shim: one JSON line on `ctl.sock`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "from")]
+pub enum Report {
+    /// The namespaces stand. The shim answers `go` or closes the connection.
+    Gate {
+        /// The container's first process, in the shim's pid namespace.
+        pid: i32,
+    },
+    /// CRIU has reached an action; no answer is expected.
+    Hold {
+        /// CRIU's name of it: `post-dump`, `post-restore` …
+        action: String,
+    },
+}
+
+/// The shim's answer that opens the gate.
+pub const GO: &str = "go";
+
+/// What the gate must know beyond its hook's standard input; written by the shim as `gate.json`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GateRecord {
+    /// Whether the engine fills the network namespace. If not, CRIU restores it whole and the gate leaves it alone.
+    pub engine_network: bool,
+    /// `net.*` sysctls of the container's configuration, which runC applies on create but not on restore.
+    pub sysctls: HashMap<String, String>,
+}
+
+/// The part of the OCI state that runC gives its hooks on standard input.
+#[derive(Deserialize)]
+struct HookState {
+    pid: i32,
+}
+
+/// Rules that let nothing into or out of a network namespace whose sockets are still to be restored. A packet for a
+/// connection that is not there yet would be answered by a reset. CRIU's own packets carry its mark; neighbour
+/// discovery passes, since it is how the engine announces the address.
+const CLOSED: &str = "table inet godwit {
+ chain in { type filter hook input priority -350; policy drop; meta mark 0xc114 accept; meta l4proto ipv6-icmp accept; }
+ chain out { type filter hook output priority -350; policy drop; meta mark 0xc114 accept; meta l4proto ipv6-icmp accept; }
+}
+";
+
+/// Runs the hook; an error is the hook's failure, and its text goes to runC's error message.
+pub fn main(called_as: &Path) -> io::Result<()> {
+    let control = ControlDir::at(called_as.parent().unwrap_or(Path::new("/")));
+    let mut input = String::new();
+    io::stdin().read_to_string(&mut input)?;
+    let state: HookState = serde_json::from_str(&input)?;
+    let record: GateRecord = serde_json::from_slice(&fs::read(control.join("gate.json"))?)?;
+    if record.engine_network {
+        enter_network_of(state.pid)?;
+        nft(CLOSED)?;
+        prepare_network(&record)?;
+    }
+    let mut shim = UnixStream::connect(control.join("ctl.sock"))?;
+    send(&mut shim, &Report::Gate { pid: state.pid })?;
+    // No deadline of its own: the engine may take its time between Create and Start, and a dead shim closes the stream.
+    let mut answer = String::new();
+    BufReader::new(shim).read_line(&mut answer)?;
+    if answer.trim_end() == GO {
+        Ok(())
+    } else {
+        Err(io::Error::other("the shim gave the restore up"))
+    }
+}
+
+/// Writes one report, ended by a newline.
+pub(crate) fn send(shim: &mut UnixStream, report: &Report) -> io::Result<()> {
+    let mut line = serde_json::to_vec(report)?;
+    line.push(b'\n');
+    shim.write_all(&line)
+}
+
+/// Opens a network namespace that a gate has closed; nothing to do if none did.
+pub(crate) fn open_network(pid: i32) -> io::Result<()> {
+    enter_network_of(pid)?;
+    nft("table inet godwit\ndelete table inet godwit\n")
+}
+
+fn enter_network_of(pid: i32) -> io::Result<()> {
+    let namespace = fs::File::open(format!("/proc/{pid}/ns/net"))?;
+    setns(namespace, CloneFlags::CLONE_NEWNET)?;
+    Ok(())
+}
+
+fn prepare_network(record: &GateRecord) -> io::Result<()> {
+    run("ip", &["link", "set", "lo", "up"], "")?;
+    for (name, value) in &record.sysctls {
+        // `/` separates names that contain dots themselves (interfaces); never leave the tree of network sysctls.
+        let path = PathBuf::from("/proc/sys").join(name.replace('.', "/"));
+        if !name.starts_with("net.") || name.contains("..") {
+            continue;
+        }
+        fs::write(&path, value)
+            .map_err(|error| io::Error::new(error.kind(), format!("sysctl {name}={value}: {error}")))?;
+    }
+    Ok(())
+}
+
+fn nft(script: &str) -> io::Result<()> {
+    run("nft", &["-f", "-"], script)
+}
+
+fn run(program: &str, arguments: &[&str], input: &str) -> io::Result<()> {
+    let failed = |why: String| io::Error::other(format!("{program} {}: {why}", arguments.join(" ")));
+    let mut child = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|error| failed(error.to_string()))?;
+    if let Some(mut stdin) = child.stdin.take() {
+        stdin.write_all(input.as_bytes())?;
+    }
+    let output = child.wait_with_output()?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reports_are_one_json_line() {
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        let report = Report::Hold {
+            action: "post-dump".into(),
+        };
+        send(&mut ours, &report).unwrap();
+        drop(ours);
+        let lines: Vec<String> = BufReader::new(theirs).lines().map(Result::unwrap).collect();
+        assert_eq!(lines, [r#"{"from":"hold","action":"post-dump"}"#]);
+        assert_eq!(serde_json::from_str::<Report>(&lines[0]).unwrap(), report);
+    }
+}

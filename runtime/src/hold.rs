@@ -1,0 +1,195 @@
+//! The holder: CRIU's action script, which can stop CRIU one step before its point of no return.
+//!
+//! CRIU runs it by the path `…/hold` in a container's control directory, without arguments, at every action. It
+//! reports each to the shim, for the clock, and at `post-dump` and `post-restore` waits for the verdict file. It
+//! needs neither shim nor agent: `hold.json` says all. It never writes `committed`.
+//!
+//! At `pre-dump` it freezes the container's cgroup, because CRIU would take 100 ms for it (see `freezer`), and
+//! leaves a thawer behind: a process that waits for CRIU's end and thaws. So whatever becomes of CRIU, of the shim
+//! and of the agent, a container that was not paused before a dump is not left paused by it.
+
+use std::fs;
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use crate::control::ControlDir;
+use crate::freezer::Freezer;
+use crate::gate::{self, Report};
+use crate::verdict::{self, Verdict};
+
+/// The name the shim's binary is called by to be the holder.
+pub const NAME: &str = "hold";
+
+/// The name it is called by to be the thawer; its argument is CRIU's pid.
+pub const THAWER_NAME: &str = "thaw";
+
+/// CRIU's name of the action before it touches a task.
+pub const PRE_DUMP: &str = "pre-dump";
+
+/// CRIU's name of the action after which only "kill" or "resume" is left of a dump.
+pub const POST_DUMP: &str = "post-dump";
+
+/// CRIU's name of the last action of a restore that can still refuse.
+pub const POST_RESTORE: &str = "post-restore";
+
+/// CRIU's name of the action at which every socket is restored and traffic may flow.
+pub const NETWORK_UNLOCK: &str = "network-unlock";
+
+/// How often the thawer looks whether CRIU has ended: it adds to the downtime of a checkpoint that leaves the
+/// container running.
+const THAW_POLL_INTERVAL: Duration = Duration::from_millis(1);
+
+/// What the holder must know; written by the shim as `hold.json` before it starts CRIU.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HoldRecord {
+    /// Where the verdict will be. None: nothing is held, actions are only reported.
+    pub verdict: Option<PathBuf>,
+    /// For a dump: how long to wait before writing `aborted`.
+    pub hold_ms: Option<u64>,
+    /// Whether a gate has closed the network namespace, which the holder is to open at `network-unlock`.
+    pub gated: bool,
+    /// For a dump: the container's freezer.
+    pub freezer: Option<Freezer>,
+}
+
+/// Runs one action; an error fails it, which CRIU understands as "resume" after a dump and "kill" before a start.
+pub fn main(called_as: &Path) -> io::Result<()> {
+    let control = ControlDir::at(called_as.parent().unwrap_or(Path::new("/")));
+    let action = std::env::var("CRTOOLS_SCRIPT_ACTION").map_err(io::Error::other)?;
+    let record: HoldRecord = serde_json::from_slice(&fs::read(control.join("hold.json"))?)?;
+    if action == NETWORK_UNLOCK && record.gated {
+        let pid = std::env::var("CRTOOLS_INIT_PID").map_err(io::Error::other)?;
+        gate::open_network(pid.parse().map_err(io::Error::other)?)?;
+    }
+    if let (PRE_DUMP, Some(freezer)) = (action.as_str(), &record.freezer) {
+        freeze(freezer, &control)?;
+    }
+    // The clock is not worth a container: a shim that is gone is no reason to fail.
+    if let Ok(mut shim) = UnixStream::connect(control.join("ctl.sock")) {
+        let _ = gate::send(
+            &mut shim,
+            &Report::Hold {
+                action: action.clone(),
+            },
+        );
+    }
+    match (action.as_str(), &record.verdict) {
+        (POST_DUMP, Some(path)) => obey(&hold_dump(path, record.hold_ms)?),
+        (POST_RESTORE, Some(path)) => obey(&hold_restore(path)?),
+        _ => Ok(()),
+    }
+}
+
+/// Waits for CRIU's end, then thaws the container; this is a process of its own, which outlives the holder.
+pub fn thawer_main(called_as: &Path, criu_pid: &str) -> io::Result<()> {
+    let control = ControlDir::at(called_as.parent().unwrap_or(Path::new("/")));
+    let record: HoldRecord = serde_json::from_slice(&fs::read(control.join("hold.json"))?)?;
+    let criu = Path::new("/proc").join(criu_pid);
+    while is_running(&criu) {
+        std::thread::sleep(THAW_POLL_INTERVAL);
+    }
+    record.freezer.map_or(Ok(()), |freezer| freezer.thaw())
+}
+
+/// A zombie has ended, whether or not its parent has looked.
+fn is_running(process: &Path) -> bool {
+    let Ok(stat) = fs::read_to_string(process.join("stat")) else {
+        return false;
+    };
+    // The state follows the program's name, which may itself contain parentheses.
+    stat.rsplit_once(") ")
+        .is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
+}
+
+/// Freezes a container that is not frozen already, with the thawer in place first.
+fn freeze(freezer: &Freezer, control: &ControlDir) -> io::Result<()> {
+    if freezer.is_frozen()? {
+        return Ok(());
+    }
+    Command::new("/proc/self/exe")
+        .arg0(control.join(THAWER_NAME))
+        .arg(std::os::unix::process::parent_id().to_string())
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()?;
+    freezer.freeze()
+}
+
+/// A dump that nobody decides about in time is given up, unless somebody decided meanwhile.
+fn hold_dump(path: &Path, hold_ms: Option<u64>) -> io::Result<Verdict> {
+    let deadline = hold_ms.map(|ms| Instant::now() + Duration::from_millis(ms));
+    match verdict::wait(path, deadline)? {
+        Some(verdict) => Ok(verdict),
+        None => verdict::decide(path, Verdict::Aborted),
+    }
+}
+
+/// A restore waits as long as it takes: only the source knows whether it has given the container away.
+fn hold_restore(path: &Path) -> io::Result<Verdict> {
+    verdict::wait(path, None)?
+        .ok_or_else(|| io::Error::other("a wait without a deadline ended without a verdict"))
+}
+
+fn obey(verdict: &Verdict) -> io::Result<()> {
+    match verdict {
+        Verdict::Committed => Ok(()),
+        Verdict::Aborted => Err(io::Error::other("the move was aborted")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dump_left_alone_is_aborted() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("verdict");
+        assert_eq!(hold_dump(&path, Some(5)).unwrap(), Verdict::Aborted);
+        assert_eq!(
+            verdict::decide(&path, Verdict::Committed).unwrap(),
+            Verdict::Aborted
+        );
+    }
+
+    #[test]
+    fn a_committed_dump_is_never_resumed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("verdict");
+        verdict::decide(&path, Verdict::Committed).unwrap();
+        let verdict = hold_dump(&path, Some(0)).unwrap();
+        assert!(obey(&verdict).is_ok());
+    }
+
+    #[test]
+    fn a_thawer_tells_the_living_from_the_dead() {
+        assert!(is_running(Path::new("/proc/self")));
+        let mut child = Command::new("true").spawn().unwrap();
+        let process = Path::new("/proc").join(child.id().to_string());
+        while is_running(&process) {
+            std::thread::yield_now();
+        }
+        child.wait().unwrap();
+        assert!(!is_running(&process));
+    }
+
+    #[test]
+    fn a_restore_waits_for_its_verdict() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("verdict");
+        let verdict = std::thread::scope(|scope| {
+            let held = scope.spawn(|| hold_restore(&path).unwrap());
+            verdict::decide(&path, Verdict::Aborted).unwrap();
+            held.join().unwrap()
+        });
+        assert!(obey(&verdict).is_err());
+    }
+}

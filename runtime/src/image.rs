@@ -1,0 +1,107 @@
+//! A checkpoint image's manifest: what Godwit must know at the restore and CRIU's own files do not say.
+//!
+//! It lies in the image directory as `godwit.json`, so that it travels with the image through an engine's content
+//! store as well as through a move. An image without one was made by another shim and is restored by defaults.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::control::write_atomically;
+
+/// The manifest's name in the image directory.
+pub const MANIFEST: &str = "godwit.json";
+
+/// The format this code writes and reads.
+const VERSION: u32 = 1;
+
+/// Who fills the container's network namespace at a restore.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NetworkOwner {
+    /// The engine, as at a create: CRIU dumped nothing of the namespace itself.
+    Engine,
+    /// CRIU: the namespace has nothing but a loopback, or is not the container's own.
+    Criu,
+}
+
+/// The manifest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    version: u32,
+    /// The container's id where it was dumped.
+    pub id: String,
+    /// Who fills the network namespace.
+    pub network: NetworkOwner,
+    /// Whether the container has a terminal: it can only be restored with one.
+    pub terminal: bool,
+}
+
+impl Manifest {
+    /// A manifest of this version.
+    pub fn new(id: &str, network: NetworkOwner, terminal: bool) -> Self {
+        Self {
+            version: VERSION,
+            id: id.into(),
+            network,
+            terminal,
+        }
+    }
+
+    /// Writes it into an image directory.
+    pub fn write(&self, image_dir: &Path) -> io::Result<()> {
+        write_atomically(&image_dir.join(MANIFEST), &serde_json::to_vec_pretty(self)?)
+    }
+
+    /// Reads it from an image directory; `None` if another shim made the image.
+    pub fn read(image_dir: &Path) -> io::Result<Option<Self>> {
+        let bytes = match fs::read(image_dir.join(MANIFEST)) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let manifest: Self = serde_json::from_slice(&bytes)?;
+        if manifest.version != VERSION {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!(
+                    "the image's manifest has version {}, this Godwit reads {VERSION}",
+                    manifest.version
+                ),
+            ));
+        }
+        Ok(Some(manifest))
+    }
+}
+
+/// Bytes of all files of an image directory.
+pub fn size_bytes(image_dir: &Path) -> io::Result<u64> {
+    fs::read_dir(image_dir)?.try_fold(0, |sum, entry| Ok(sum + entry?.metadata()?.len()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_manifest_survives_and_strangers_are_told_apart() {
+        let directory = tempfile::tempdir().unwrap();
+        assert_eq!(Manifest::read(directory.path()).unwrap(), None);
+        let manifest = Manifest::new("abc", NetworkOwner::Engine, true);
+        manifest.write(directory.path()).unwrap();
+        assert_eq!(Manifest::read(directory.path()).unwrap(), Some(manifest));
+        fs::write(
+            directory.path().join(MANIFEST),
+            r#"{"version":9,"id":"a","network":"criu","terminal":false}"#,
+        )
+        .unwrap();
+        assert!(
+            Manifest::read(directory.path())
+                .unwrap_err()
+                .to_string()
+                .contains("version 9")
+        );
+    }
+}

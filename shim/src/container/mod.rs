@@ -1,0 +1,107 @@
+//! Containers: the registry of those this shim serves, and the handle by which requests reach their owners.
+//!
+//! One task owns each container (`owner`); a handle only puts commands in its inbox and waits for the answer.
+//! The registry's lock is held for a look-up, never for work.
+
+mod checkpointing;
+mod command;
+mod create;
+mod exec;
+pub(crate) mod lifecycle;
+mod owner;
+mod process;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use containerd_shim::api::CreateTaskRequest;
+use godwit_runtime::reaper::Reaper;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use crate::error::ShimError;
+use crate::publisher::Publisher;
+
+pub(crate) use command::{CheckpointOrder, Command, Delivery, DumpOrder, Finished, Reply};
+
+/// Commands waiting for one owner, which takes each up at once; more means that a client runs wild.
+const INBOX_BOUND: usize = 128;
+
+/// What all containers of one shim share.
+pub(crate) struct Shim {
+    /// containerd's namespace.
+    pub(crate) namespace: String,
+    /// Where this shim listens.
+    pub(crate) address: String,
+    pub(crate) reaper: Reaper,
+    pub(crate) publisher: Publisher,
+    pub(crate) registry: Registry,
+    /// The binary that CRIU and runC call back.
+    pub(crate) program: PathBuf,
+    /// Ends the shim.
+    pub(crate) shutdown: CancellationToken,
+}
+
+/// The containers of this shim by id.
+#[derive(Default)]
+pub(crate) struct Registry(Mutex<HashMap<String, Handle>>);
+
+impl Registry {
+    /// The container `id`.
+    pub(crate) fn get(&self, id: &str) -> Result<Handle, ShimError> {
+        let found = self.containers().get(id).cloned();
+        found.ok_or_else(|| ShimError::NotFound(format!("container {id} is not known to this shim")))
+    }
+
+    /// True if there is none.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.containers().is_empty()
+    }
+
+    /// Creates a container and returns the pid of its init. It has an owner from now on, whose answer this is.
+    pub(crate) async fn create(shim: &Arc<Shim>, request: CreateTaskRequest) -> Result<u32, ShimError> {
+        let (reply, answer) = oneshot::channel();
+        {
+            let mut containers = shim.registry.containers();
+            if containers.contains_key(&request.id) {
+                return Err(ShimError::AlreadyExists(format!(
+                    "container {} exists",
+                    request.id
+                )));
+            }
+            let (inbox, commands) = mpsc::channel(INBOX_BOUND);
+            containers.insert(request.id.clone(), Handle { inbox });
+            tokio::spawn(owner::run(shim.clone(), request, reply, commands));
+        }
+        answer.await.unwrap_or_else(|_| Err(gone()))
+    }
+
+    /// Forgets a container.
+    fn remove(&self, id: &str) {
+        self.containers().remove(id);
+    }
+
+    fn containers(&self) -> MutexGuard<'_, HashMap<String, Handle>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The way to one container's owner.
+#[derive(Clone)]
+pub(crate) struct Handle {
+    inbox: mpsc::Sender<Command>,
+}
+
+impl Handle {
+    /// Sends the command that `make` builds around a reply, and waits for the answer.
+    pub(crate) async fn ask<T>(&self, make: impl FnOnce(Reply<T>) -> Command) -> Result<T, ShimError> {
+        let (reply, answer) = oneshot::channel();
+        self.inbox.send(make(reply)).await.map_err(|_| gone())?;
+        answer.await.unwrap_or_else(|_| Err(gone()))
+    }
+}
+
+fn gone() -> ShimError {
+    ShimError::NotFound("the container is gone".to_owned())
+}
