@@ -61,7 +61,7 @@ impl Identity {
         for authority in read_certificates(&authority_path)? {
             roots
                 .add(authority)
-                .map_err(|error| malformed(&authority_path, error))?;
+                .map_err(|error| malformed(&authority_path, &error))?;
         }
         let roots = Arc::new(roots);
         let chain = read_certificates(&certificate_path)?;
@@ -70,7 +70,7 @@ impl Identity {
         let provider = Arc::new(provider());
         let verifier = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone())
             .build()
-            .map_err(|error| malformed(&authority_path, error))?;
+            .map_err(|error| malformed(&authority_path, &error))?;
         check_chain(&chain, &roots, &provider, &*verifier)
             .map_err(|error| unusable(&certificate_path, &authority_path, error))?;
 
@@ -78,7 +78,7 @@ impl Identity {
             .map_err(|error| unusable_key(&key_path, &certificate_path, error))?;
         let mut client = ClientConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(&[&rustls::version::TLS13])
-            .map_err(|error| malformed(&key_path, error))?
+            .map_err(|error| malformed(&key_path, &error))?
             .with_root_certificates(roots)
             .with_client_auth_cert(chain.clone(), key)
             .map_err(|error| unusable_key(&key_path, &certificate_path, error))?;
@@ -243,9 +243,9 @@ fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsErr
     let text = read(path)?;
     let certificates: Vec<_> = CertificateDer::pem_slice_iter(&text)
         .collect::<Result<_, _>>()
-        .map_err(|error| malformed(path, error))?;
+        .map_err(|error| malformed(path, &error))?;
     if certificates.is_empty() {
-        return Err(malformed(path, "there is no certificate in it"));
+        return Err(malformed(path, &"there is no certificate in it"));
     }
     Ok(certificates)
 }
@@ -263,7 +263,7 @@ fn read_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
             mode,
         });
     }
-    PrivateKeyDer::from_pem_slice(&text).map_err(|error| malformed(path, error))
+    PrivateKeyDer::from_pem_slice(&text).map_err(|error| malformed(path, &error))
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
@@ -285,7 +285,7 @@ fn unreadable(path: &Path, source: io::Error) -> TlsError {
     }
 }
 
-fn malformed(path: &Path, reason: impl ToString) -> TlsError {
+fn malformed(path: &Path, reason: &impl ToString) -> TlsError {
     TlsError::Malformed {
         path: path.to_owned(),
         reason: reason.to_string(),
@@ -298,14 +298,14 @@ fn unusable_key(key: &Path, certificate: &Path, error: rustls::Error) -> TlsErro
             path: key.to_owned(),
             certificate: certificate.to_owned(),
         },
-        other => malformed(key, other),
+        other => malformed(key, &other),
     }
 }
 
 fn unusable(path: &Path, authority: &Path, error: rustls::Error) -> TlsError {
     let path = path.to_owned();
     let rustls::Error::InvalidCertificate(reason) = error else {
-        return malformed(&path, error);
+        return malformed(&path, &error);
     };
     match reason {
         CertificateError::Expired | CertificateError::ExpiredContext { .. } => TlsError::Expired { path },
@@ -316,6 +316,6 @@ fn unusable(path: &Path, authority: &Path, error: rustls::Error) -> TlsError {
             path,
             authority: authority.to_owned(),
         },
-        other => malformed(&path, other),
+        other => malformed(&path, &other),
     }
 }

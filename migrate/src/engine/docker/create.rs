@@ -36,7 +36,7 @@ pub(super) fn create_request(container: &Container, image: &str, addresses: Addr
     // Deprecated beside the same address in the endpoint, and refused where the two differ.
     request.remove("MacAddress");
     if host.get("UTSMode").and_then(Value::as_str) == Some("host") {
-        // Docker reports the host's own name then, and refuses to be told one.
+        // Docker fills one in even then, and refuses to be told one.
         request.remove("Hostname");
         request.remove("Domainname");
     }
@@ -133,4 +133,126 @@ fn object(value: &Value) -> Map<String, Value> {
 
 fn non_empty(value: &Value) -> Option<&str> {
     value.as_str().filter(|text| !text.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{DEFAULT_BRIDGE, MACVLAN, OWN_BRIDGE, TWO_NETWORKS, container};
+    use super::*;
+
+    fn endpoints(request: &Value) -> &Value {
+        &request["NetworkingConfig"]["EndpointsConfig"]
+    }
+
+    #[test]
+    fn address_mac_and_aliases_are_asked_for_again() {
+        let request = create_request(&container(MACVLAN), "loop:1", Addresses::AsTheyAre);
+        let expected = json!({ "lan": {
+            "GwPriority": 0,
+            "IPAMConfig": { "IPv4Address": "10.78.9.50" },
+            "MacAddress": "02:42:0a:4d:00:32",
+            "Aliases": ["wally"],
+        }});
+        assert_eq!(endpoints(&request), &expected);
+        assert_eq!(request.get("MacAddress"), None);
+    }
+
+    #[test]
+    fn the_whole_configuration_goes_over() {
+        let source = container(MACVLAN);
+        let request = create_request(&source, "loop:1", Addresses::AsTheyAre);
+        for (key, value) in source.description["Config"].as_object().unwrap() {
+            if key != "MacAddress" {
+                assert_eq!(&request[key], value, "{key}");
+            }
+        }
+        for (key, value) in source.description["HostConfig"].as_object().unwrap() {
+            if key != "ContainerIDFile" {
+                assert_eq!(&request["HostConfig"][key], value, "{key}");
+            }
+        }
+        assert_eq!(request["HostConfig"]["RestartPolicy"]["Name"], "always");
+        assert_eq!(request["HostConfig"]["Annotations"]["io.godwit.x"], "1");
+    }
+
+    #[test]
+    fn what_only_the_source_knows_stays_there() {
+        let request = create_request(&container(MACVLAN), "loop:1", Addresses::AsTheyAre);
+        let sent = request.to_string();
+        for computed in [
+            "EndpointID",
+            "NetworkID",
+            "Gateway\"",
+            "DNSNames",
+            "GraphDriver",
+            "ContainerIDFile",
+        ] {
+            assert!(!sent.contains(computed), "{computed} in {sent}");
+        }
+    }
+
+    #[test]
+    fn the_default_bridge_is_asked_for_nothing() {
+        let request = create_request(&container(DEFAULT_BRIDGE), "loop:1", Addresses::AsTheyAre);
+        assert_eq!(endpoints(&request), &json!({}));
+        assert_eq!(request["HostConfig"]["NetworkMode"], "bridge");
+        assert_eq!(
+            request["HostConfig"]["PortBindings"]["80/tcp"][0]["HostPort"],
+            "18080"
+        );
+    }
+
+    #[test]
+    fn an_address_nobody_asked_for_can_be_left_to_docker() {
+        let source = container(OWN_BRIDGE);
+        let kept = create_request(&source, "loop:1", Addresses::AsTheyAre);
+        assert_eq!(
+            endpoints(&kept)["auto"]["IPAMConfig"]["IPv4Address"],
+            "172.18.0.2"
+        );
+        let left = create_request(&source, "loop:1", Addresses::AsAskedFor);
+        assert_eq!(endpoints(&left)["auto"].get("IPAMConfig"), None);
+        assert_eq!(endpoints(&left)["auto"]["MacAddress"], "ea:ac:60:32:a0:01");
+    }
+
+    #[test]
+    fn an_address_its_user_asked_for_stays_asked_for() {
+        let request = create_request(&container(MACVLAN), "loop:1", Addresses::AsAskedFor);
+        assert_eq!(
+            endpoints(&request)["lan"]["IPAMConfig"]["IPv4Address"],
+            "10.78.9.50"
+        );
+    }
+
+    #[test]
+    fn a_network_asked_for_by_id_is_asked_for_by_name() {
+        let request = create_request(&container(TWO_NETWORKS), "loop:1", Addresses::AsTheyAre);
+        assert_eq!(request["HostConfig"]["NetworkMode"], "usub");
+        let names: Vec<_> = endpoints(&request).as_object().unwrap().keys().collect();
+        assert_eq!(names, ["lan", "usub"]);
+    }
+
+    #[test]
+    fn no_hostname_is_asked_for_where_the_hosts_own_is_used() {
+        let request = create_request(&container(TWO_NETWORKS), "loop:1", Addresses::AsTheyAre);
+        assert_eq!(request["HostConfig"]["UTSMode"], "host");
+        assert_eq!(request.get("Hostname"), None);
+    }
+
+    #[test]
+    fn an_alias_made_of_the_old_id_is_dropped() {
+        let mut source = container(OWN_BRIDGE);
+        let short_id = source.id[..12].to_owned();
+        source.description["NetworkSettings"]["Networks"]["auto"]["Aliases"] = json!([short_id, "dynamo"]);
+        let request = create_request(&source, "loop:1", Addresses::AsTheyAre);
+        assert_eq!(endpoints(&request)["auto"]["Aliases"], json!(["dynamo"]));
+    }
+
+    #[test]
+    fn an_ipvlan_endpoint_asks_for_no_mac() {
+        let mut source = container(MACVLAN);
+        source.networks[0].driver = "ipvlan".into();
+        let request = create_request(&source, "loop:1", Addresses::AsTheyAre);
+        assert_eq!(endpoints(&request)["lan"].get("MacAddress"), None);
+    }
 }

@@ -44,7 +44,11 @@ const UPLOAD_CHUNK_BYTES: usize = 128 << 10;
 const NEWEST_API: (u32, u32) = (1, 51);
 const OLDEST_API: (u32, u32) = (1, 44);
 
-type RequestBody = UnsyncBoxBody<Bytes, io::Error>;
+/// What goes out with a request, and its media type.
+struct RequestBody {
+    media_type: &'static str,
+    bytes: UnsyncBoxBody<Bytes, io::Error>,
+}
 
 /// The client: a socket, and the API version agreed on with whoever answers there.
 #[derive(Debug)]
@@ -125,7 +129,11 @@ impl Client {
     ) -> Result<Bytes, EngineError> {
         let request = label(&Method::POST, path);
         let exchange = async {
-            let body = Upload { source: stream }.boxed_unsync();
+            let bytes = Upload { source: stream }.boxed_unsync();
+            let body = RequestBody {
+                media_type: "application/x-tar",
+                bytes,
+            };
             let answer = self.exchange(Method::POST, path, body).await?;
             read_bounded(answer, &request).await
         };
@@ -211,8 +219,8 @@ impl Client {
             .method(method)
             .uri(target)
             .header("host", ENGINE)
-            .header("content-type", "application/json")
-            .body(body)
+            .header("content-type", body.media_type)
+            .body(body.bytes)
             .map_err(|error| broken(request, error.to_string()))?;
         let response = sender
             .send_request(message)
@@ -292,7 +300,11 @@ async fn read_bounded(answer: Answer, request: &str) -> Result<Bytes, EngineErro
 }
 
 fn json_body(bytes: Bytes) -> RequestBody {
-    Full::new(bytes).map_err(|never| match never {}).boxed_unsync()
+    let bytes = Full::new(bytes).map_err(|never| match never {}).boxed_unsync();
+    RequestBody {
+        media_type: "application/json",
+        bytes,
+    }
 }
 
 fn label(method: &Method, path: &str) -> String {

@@ -59,6 +59,16 @@ impl Docker {
             .map_err(|error| absent_container(container, error))
     }
 
+    /// The list's entries for containers with names like this one. Unlike a description, the list also comes while
+    /// Docker is busy starting one of them.
+    async fn named(&self, name: &str) -> Result<Value, EngineError> {
+        // {"name":["^/NAME$"]}
+        let filter = format!("%7B%22name%22:%5B%22%5E/{}$%22%5D%7D", container_path(name)?);
+        self.client
+            .get(&format!("/containers/json?all=true&filters={filter}"))
+            .await
+    }
+
     /// A network by its id; `None` where this daemon has none, as for a container without network.
     async fn network(&self, id: &str) -> Result<Option<Value>, EngineError> {
         if id.is_empty() || !id.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
@@ -117,54 +127,24 @@ impl Engine for Docker {
     async fn inspect(&self, container: &str) -> Result<Container, EngineError> {
         let description = self.describe(container).await?;
         let mut networks = Vec::new();
-        for (name, endpoint) in description["NetworkSettings"]["Networks"]
-            .as_object()
-            .into_iter()
-            .flatten()
-        {
+        let endpoints = &description["NetworkSettings"]["Networks"];
+        for (name, endpoint) in endpoints.as_object().into_iter().flatten() {
             let network = self
                 .network(text(&endpoint["NetworkID"]))
                 .await?
                 .unwrap_or_default();
-            let subnets = objections::subnets(&network);
-            networks.push(Network {
-                name: name.clone(),
-                driver: text(&network["Driver"]).to_owned(),
-                address: text(&endpoint["IPAddress"]).to_owned(),
-                mac: text(&endpoint["MacAddress"]).to_owned(),
-                address_moves: !create::is_predefined(name) && !subnets.is_empty(),
-                subnets,
-            });
+            networks.push(network_of(name, endpoint, &network));
         }
-        let state = &description["State"];
-        let stands_still = ["Paused", "Restarting", "Dead"]
-            .iter()
-            .any(|key| state[key] == true);
-        Ok(Container {
-            engine: ENGINE.to_owned(),
-            id: text(&description["Id"]).to_owned(),
-            name: text(&description["Name"]).trim_start_matches('/').to_owned(),
-            namespace: NAMESPACE.to_owned(),
-            image_name: text(&description["Config"]["Image"]).to_owned(),
-            image_id: text(&description["Image"]).to_owned(),
-            runtime: self
-                .containerd_runtime(text(&description["HostConfig"]["Runtime"]))
-                .await?,
-            running: state["Running"] == true && !stands_still,
-            networks,
-            mounts: mounts(&description),
-            description,
-        })
+        let runtime = self
+            .containerd_runtime(text(&description["HostConfig"]["Runtime"]))
+            .await?;
+        Ok(container_of(description, runtime, networks))
     }
 
     async fn objections(&self, container: &Container) -> Result<Vec<String>, EngineError> {
         let mut reasons = objections::of_configuration(container);
-        match self.describe(&container.name).await {
-            Ok(found) => reasons.extend(objections::of_name(container, &found)),
-            Err(EngineError::NoSuchContainer(_)) => {}
-            Err(error) => return Err(error),
-        }
-
+        let bearers = self.named(&container.name).await?;
+        reasons.extend(objections::of_name(container, &bearers));
         let listed = self.client.get("/networks").await?;
         for wanted in &container.networks {
             let found = listed
@@ -280,8 +260,9 @@ impl Engine for Docker {
         if description["HostConfig"]["LogConfig"]["Type"] != "json-file" {
             return Ok(None);
         }
-        if let path @ [_, ..] = text(&description["LogPath"]).as_bytes() {
-            return Ok(Some(PathBuf::from(String::from_utf8_lossy(path).as_ref())));
+        let reported = text(&description["LogPath"]);
+        if !reported.is_empty() {
+            return Ok(Some(reported.into()));
         }
         // Docker reports the path only once the container has been started; it is always this one.
         let info = self.client.get("/info").await?;
@@ -297,6 +278,40 @@ impl Engine for Docker {
 fn restart_policy(container: &Container) -> Option<&Value> {
     let policy = &container.description["HostConfig"]["RestartPolicy"];
     Some(policy).filter(|policy| !matches!(text(&policy["Name"]), "" | "no"))
+}
+
+/// A container out of its description.
+fn container_of(description: Value, runtime: String, networks: Vec<Network>) -> Container {
+    let state = &description["State"];
+    let stands_still = ["Paused", "Restarting", "Dead"]
+        .iter()
+        .any(|key| state[key] == true);
+    Container {
+        engine: ENGINE.to_owned(),
+        id: text(&description["Id"]).to_owned(),
+        name: text(&description["Name"]).trim_start_matches('/').to_owned(),
+        namespace: NAMESPACE.to_owned(),
+        image_name: text(&description["Config"]["Image"]).to_owned(),
+        image_id: text(&description["Image"]).to_owned(),
+        runtime,
+        running: state["Running"] == true && !stands_still,
+        networks,
+        mounts: mounts(&description),
+        description,
+    }
+}
+
+/// The container's end of a network (`endpoint`), and what the network's own description adds to it.
+fn network_of(name: &str, endpoint: &Value, network: &Value) -> Network {
+    let subnets = objections::subnets(network);
+    Network {
+        name: name.to_owned(),
+        driver: text(&network["Driver"]).to_owned(),
+        address: text(&endpoint["IPAddress"]).to_owned(),
+        mac: text(&endpoint["MacAddress"]).to_owned(),
+        address_moves: !create::is_predefined(name) && !subnets.is_empty(),
+        subnets,
+    }
 }
 
 fn mounts(description: &Value) -> Vec<Mount> {
@@ -348,4 +363,66 @@ fn absent_is_none(answer: Result<Value, EngineError>) -> Result<Option<Value>, E
 
 fn text(value: &Value) -> &str {
     value.as_str().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    pub(super) const MACVLAN: &str = include_str!("../../../tests/fixtures/docker-28-macvlan.json");
+    pub(super) const DEFAULT_BRIDGE: &str =
+        include_str!("../../../tests/fixtures/docker-28-default-bridge.json");
+    pub(super) const OWN_BRIDGE: &str = include_str!("../../../tests/fixtures/docker-28-own-bridge.json");
+    pub(super) const TWO_NETWORKS: &str = include_str!("../../../tests/fixtures/docker-28-two-networks.json");
+
+    /// A container as `inspect` would give it, from an answer recorded from Docker 28.5.2. Its networks have one
+    /// subnet, 10.78.9.0/24.
+    pub(super) fn container(recorded: &str) -> Container {
+        let description: Value = serde_json::from_str(recorded).unwrap();
+        let network = json!({ "Driver": "bridge", "IPAM": { "Config": [{ "Subnet": "10.78.9.0/24" }] } });
+        let endpoints = description["NetworkSettings"]["Networks"].as_object().unwrap();
+        let networks = endpoints
+            .iter()
+            .map(|(name, endpoint)| network_of(name, endpoint, &network))
+            .collect();
+        container_of(description, "io.containerd.runc.v2".into(), networks)
+    }
+
+    #[test]
+    fn a_container_is_read_from_its_description() {
+        let container = container(MACVLAN);
+        assert_eq!(container.name, "web");
+        assert_eq!(container.image_name, "loop:1");
+        assert!(container.image_id.starts_with("sha256:16031d20"));
+        assert!(container.running);
+        assert_eq!(container.networks[0].address, "10.78.9.50");
+        assert!(container.networks[0].address_moves);
+        assert_eq!(container.mounts[0].source, "/var/log");
+    }
+
+    #[test]
+    fn the_address_on_the_default_bridge_does_not_move() {
+        assert!(!container(DEFAULT_BRIDGE).networks[0].address_moves);
+    }
+
+    #[test]
+    fn a_paused_container_does_not_count_as_running() {
+        let mut description = container(MACVLAN).description;
+        description["State"]["Paused"] = true.into();
+        assert!(!container_of(description, String::new(), Vec::new()).running);
+    }
+
+    #[test]
+    fn only_a_policy_that_restarts_is_put_back() {
+        assert_eq!(restart_policy(&container(MACVLAN)).unwrap()["Name"], "always");
+        assert_eq!(restart_policy(&container(DEFAULT_BRIDGE)), None);
+    }
+
+    #[test]
+    fn text_that_is_no_name_reaches_no_path() {
+        for name in ["", "/", "..", "a/b", "../images", "a?force=1", "a b", "a%2f", "ä"] {
+            assert!(container_path(name).is_err(), "{name}");
+        }
+        assert_eq!(container_path("/web_1.2-x").unwrap(), "web_1.2-x");
+    }
 }

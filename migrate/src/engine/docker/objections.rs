@@ -33,33 +33,40 @@ pub(super) fn of_configuration(container: &Container) -> Vec<String> {
         }
     }
     let host = &container.description["HostConfig"];
-    for key in ["NetworkMode", "PidMode", "IpcMode"] {
+    for (key, what) in [
+        ("NetworkMode", "the network"),
+        ("PidMode", "the processes"),
+        ("IpcMode", "the IPC"),
+    ] {
         if let Some(other) = text(&host[key]).strip_prefix("container:") {
+            let other = other.get(..12).unwrap_or(other);
             reasons.push(format!(
-                "it shares {key} with container {other}; containers that share namespaces are not moved"
+                "it shares {what} of container {other}, which would stay behind"
             ));
         }
     }
-    for key in ["VolumesFrom", "Links"] {
+    for (key, what) in [("VolumesFrom", "uses volumes of"), ("Links", "is linked to")] {
         if host[key].as_array().is_some_and(|list| !list.is_empty()) {
-            reasons.push(format!(
-                "it uses {key} of other containers, which stay where they are"
-            ));
+            reasons.push(format!("it {what} other containers, which would stay behind"));
         }
     }
     reasons
 }
 
-/// A container that has the name already; `found` is what an inspect by that name answered, which may as well be one
-/// whose id begins so.
+/// A container that has the name already, among those that were `found` by it.
 pub(super) fn of_name(container: &Container, found: &Value) -> Option<String> {
-    (text(&found["Name"]).trim_start_matches('/') == container.name).then(|| {
-        let state = text(&found["State"]["Status"]);
-        format!(
-            "a container named {} is there already ({state}); remove or rename it",
-            container.name
-        )
-    })
+    let name = &container.name;
+    let has_name = |entry: &&Value| {
+        let names = entry["Names"].as_array().into_iter().flatten();
+        names
+            .filter_map(Value::as_str)
+            .any(|taken| taken.trim_start_matches('/') == name)
+    };
+    let holder = found.as_array().into_iter().flatten().find(has_name)?;
+    let state = text(&holder["State"]);
+    Some(format!(
+        "a container named {name} is there already ({state}); remove or rename it"
+    ))
 }
 
 /// Whether the network of this name (`found`: its inspect answer) can take the container's end of `wanted`.
@@ -205,4 +212,147 @@ fn is_installed(binary: &Path) -> bool {
     std::env::split_paths(&path)
         .chain(std::env::split_paths(SHIM_DIRECTORIES))
         .any(|directory| directory.join(binary).is_file())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::tests::{DEFAULT_BRIDGE, MACVLAN, container};
+    use super::*;
+    use crate::engine::Mount;
+
+    fn macvlan() -> Network {
+        Network {
+            name: "lan".into(),
+            driver: "macvlan".into(),
+            address: "10.78.9.50".into(),
+            mac: "02:42:0a:4d:00:32".into(),
+            address_moves: true,
+            subnets: vec!["10.78.9.0/24".into()],
+        }
+    }
+
+    fn here(driver: &str, subnet: &str, holder_address: &str) -> Value {
+        json!({
+            "Driver": driver,
+            "IPAM": { "Config": [{ "Subnet": subnet }] },
+            "Containers": { "1": { "Name": "thief", "IPv4Address": holder_address } },
+        })
+    }
+
+    #[test]
+    fn the_same_network_with_the_address_free_is_no_obstacle() {
+        let network = here("macvlan", "10.78.9.0/24", "10.78.9.5/24");
+        assert!(of_network(&macvlan(), Some(&network)).is_empty());
+    }
+
+    #[test]
+    fn each_difference_of_a_network_is_told_with_its_remedy() {
+        let told = |found: Option<&Value>| of_network(&macvlan(), found).concat();
+        let missing = told(None);
+        assert!(
+            missing.ends_with("docker network create -d macvlan --subnet 10.78.9.0/24 lan"),
+            "{missing}"
+        );
+        let driver = told(Some(&here("bridge", "10.78.9.0/24", "")));
+        assert!(
+            driver.contains("has driver bridge, on the source it has macvlan"),
+            "{driver}"
+        );
+        let subnet = told(Some(&here("macvlan", "10.78.8.0/24", "")));
+        assert!(subnet.contains("again with --subnet 10.78.9.0/24"), "{subnet}");
+        let taken = told(Some(&here("macvlan", "10.78.9.0/24", "10.78.9.50/24")));
+        assert!(taken.contains("in use by container thief"), "{taken}");
+    }
+
+    #[test]
+    fn the_default_bridge_may_differ() {
+        let wanted = Network {
+            name: "bridge".into(),
+            ..macvlan()
+        };
+        assert!(of_network(&wanted, Some(&here("bridge", "172.17.0.0/16", ""))).is_empty());
+    }
+
+    #[test]
+    fn a_name_counts_as_taken_only_by_its_bearer() {
+        let web = container(MACVLAN);
+        let similar = json!([{ "Names": ["/webx", "/other/web2"], "State": "running" }]);
+        assert_eq!(of_name(&web, &similar), None);
+        let same = json!([{ "Names": ["/web"], "State": "exited" }]);
+        assert!(
+            of_name(&web, &same)
+                .unwrap()
+                .contains("named web is there already (exited)")
+        );
+    }
+
+    #[test]
+    fn volumes_and_shared_namespaces_are_told_all_at_once() {
+        let mut container = container(MACVLAN);
+        assert!(of_configuration(&container).is_empty());
+        container.mounts.push(Mount {
+            kind: "volume".into(),
+            source: "data".into(),
+            target: "/d".into(),
+        });
+        container.description["HostConfig"]["PidMode"] = "container:b769cf91efde0767".into();
+        let reasons = of_configuration(&container);
+        assert_eq!(reasons.len(), 2, "{reasons:?}");
+        assert!(reasons[0].starts_with("volumes are not moved yet: data at /d"));
+        assert!(reasons[1].contains("the processes of container b769cf91efde,"));
+    }
+
+    #[test]
+    fn a_shim_that_is_not_installed_is_noticed() {
+        let known = json!({ "runc": { "path": "runc" } });
+        assert_eq!(of_runtime("runc", &known), None);
+        let reason = of_runtime("io.containerd.nonesuch.v9", &known).unwrap();
+        assert!(
+            reason.contains("there is no containerd-shim-nonesuch-v9"),
+            "{reason}"
+        );
+        let reason = of_runtime("nonesuch", &known).unwrap();
+        assert!(reason.contains("docker knows no runtime nonesuch"), "{reason}");
+        let aliased = json!({ "alias": { "runtimeType": "/nonexistent/shim" } });
+        assert!(of_runtime("alias", &aliased).is_some());
+    }
+
+    #[tokio::test]
+    async fn a_published_port_that_is_in_use_is_told() {
+        let holder = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = holder.local_addr().unwrap().port().to_string();
+        let mut container = container(DEFAULT_BRIDGE);
+        let bindings = json!({ "80/tcp": [{ "HostIp": "127.0.0.1", "HostPort": port }] });
+        container.description["HostConfig"]["PortBindings"] = bindings;
+        let reasons = of_host(&container).await;
+        assert!(
+            reasons
+                .concat()
+                .contains(&format!("127.0.0.1:{port}/tcp cannot be taken")),
+            "{reasons:?}"
+        );
+        drop(holder);
+        assert!(of_host(&container).await.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_port_left_to_docker_is_never_in_use() {
+        assert_eq!(of_port("tcp", "", "").await, None);
+        assert_eq!(of_port("tcp", "", "0").await, None);
+    }
+
+    #[tokio::test]
+    async fn a_bind_mount_whose_source_is_missing_is_told() {
+        let mut container = container(MACVLAN);
+        container.mounts[0].source = "/nonexistent/path".into();
+        let reasons = of_host(&container).await;
+        assert!(
+            reasons
+                .concat()
+                .contains("/nonexistent/path does not exist on this host"),
+            "{reasons:?}"
+        );
+    }
 }
