@@ -1,1 +1,44 @@
 # The two commands are `make demo` and `make test`; README.md says what they do.
+
+LAB := integration/lab/lab
+TOOLS := /var/cache/godwit/tools
+CARGO_DENY := $(firstword $(wildcard $(HOME)/.cargo/bin/cargo-deny) $(TOOLS)/bin/cargo-deny)
+# What the tests are given besides: `make test TESTS=test_shim`, `make test TESTS="--runtime io.containerd.runc.v2"`.
+TESTS ?=
+
+.PHONY: help setup build lint test demo lab lab-down lab-status
+
+help: ## print this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name what; do \
+		printf '%-12s %s\n' "$$name" "$$what"; done
+
+setup: ## install what this machine lacks to build and to run the lab
+	@integration/setup
+
+build: setup ## build the binaries
+	cargo build --workspace --locked
+
+lint: setup $(CARGO_DENY) ## check the format, clippy and the dependencies
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	$(CARGO_DENY) --offline --locked check bans licenses sources
+
+# It takes five and a half minutes of processor time to build, so it is kept outside the checkout.
+$(TOOLS)/bin/cargo-deny:
+	CARGO_TARGET_DIR=$$(mktemp -d) && export CARGO_TARGET_DIR && trap 'rm -rf "$$CARGO_TARGET_DIR"' EXIT && \
+		cargo install --locked --root $(TOOLS) cargo-deny
+
+test: build ## run the unit tests and the end-to-end tests in a lab of their own
+	integration/run-tests --unit $(TESTS)
+
+demo: build ## move a Redis under load from one host to another, and check
+	integration/demo
+
+lab: build ## bring up the lab: two hosts and a place for clients
+	$(LAB) up
+
+lab-down: ## remove the lab, also after a crash half-way
+	$(LAB) down
+
+lab-status: ## say what of the lab is up
+	@$(LAB) status

@@ -14,6 +14,7 @@ use containerd_shim::asynchronous::io::{IoTasks, Pty, Stdio};
 use godwit_runtime::console::{self, ConsoleSocket};
 use godwit_runtime::runc::Streams;
 use nix::unistd::{Gid, Uid, fchown};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::unix::pipe as async_pipe;
 
 use crate::error::{ShimError, failed};
@@ -32,58 +33,85 @@ pub(crate) struct IoOwner {
     pub(crate) gid: u32,
 }
 
-/// What remains to be done once runC has run: a terminal arrives only then.
-pub(crate) struct PendingTerminal(Option<ConsoleSocket>);
+/// The shim's side of a process's streams before runC has run.
+pub(crate) enum Pending {
+    Pipes {
+        stdin: Option<PipeWriter>,
+        stdout: Option<PipeReader>,
+        stderr: Option<PipeReader>,
+    },
+    Terminal(ConsoleSocket),
+}
 
-impl PendingTerminal {
-    /// Receives the terminal and starts its copies; nothing to do without one.
+/// Makes the streams a process shall get. `console` is where the socket for its terminal shall be, if it is to have one.
+pub(crate) fn open(stdio: &Stdio, owner: IoOwner, console: PathBuf) -> Result<(Streams, Pending), ShimError> {
+    if stdio.terminal {
+        let socket = ConsoleSocket::bind(console).map_err(failed("make the socket for the terminal"))?;
+        return Ok((
+            Streams::Console(socket.path().to_owned()),
+            Pending::Terminal(socket),
+        ));
+    }
+    let (stdin, our_stdin) = input(&stdio.stdin, owner)?;
+    let (stdout, our_stdout) = output(&stdio.stdout, owner)?;
+    let (stderr, our_stderr) = output(&stdio.stderr, owner)?;
+    let pending = Pending::Pipes {
+        stdin: our_stdin,
+        stdout: our_stdout,
+        stderr: our_stderr,
+    };
+    Ok((
+        Streams::Inherited {
+            stdin,
+            stdout,
+            stderr,
+        },
+        pending,
+    ))
+}
+
+impl Pending {
+    /// Starts the copies, once runC has done its work: what runC itself writes to the streams when it fails is no
+    /// output of the container, and its log says the same.
     pub(crate) async fn connect(self, stdio: &Stdio, io: &mut ProcessIo) -> Result<(), ShimError> {
-        let Some(socket) = self.0 else { return Ok(()) };
-        let master = socket
-            .receive()
-            .await
-            .map_err(failed("receive the terminal from runc"))?;
-        let terminal = Pty::new(File::from(master)).map_err(failed("use the terminal"))?;
-        if !stdio.stdin.is_empty() {
-            io.tasks
-                .copy_from_fifo(fifo(&stdio.stdin)?, terminal.clone())
-                .map_err(failed("open stdin"))?;
+        match self {
+            Self::Pipes {
+                stdin,
+                stdout,
+                stderr,
+            } => {
+                if let Some(ours) = stdin {
+                    let to = async_pipe::Sender::from_owned_fd(OwnedFd::from(ours))
+                        .map_err(failed("use stdin"))?;
+                    io.copy_in(&stdio.stdin, to)?;
+                }
+                for (ours, path) in [(stdout, &stdio.stdout), (stderr, &stdio.stderr)] {
+                    if let Some(ours) = ours {
+                        let from = async_pipe::Receiver::from_owned_fd(OwnedFd::from(ours));
+                        io.copy_out(from.map_err(failed("use an output"))?, path)?;
+                    }
+                }
+            }
+            Self::Terminal(socket) => {
+                let master = socket
+                    .receive()
+                    .await
+                    .map_err(failed("receive the terminal from runc"))?;
+                let terminal = Pty::new(File::from(master)).map_err(failed("use the terminal"))?;
+                if !stdio.stdin.is_empty() {
+                    io.copy_in(&stdio.stdin, terminal.clone())?;
+                }
+                if !stdio.stdout.is_empty() {
+                    io.copy_out(terminal.clone(), &stdio.stdout)?;
+                }
+                io.terminal = Some(terminal);
+            }
         }
-        if !stdio.stdout.is_empty() {
-            io.tasks
-                .copy_to_fifo(terminal.clone(), fifo(&stdio.stdout)?)
-                .map_err(failed("open stdout"))?;
-        }
-        io.terminal = Some(terminal);
         Ok(())
     }
 }
 
 impl ProcessIo {
-    /// Makes the streams a process shall get and starts the copies.
-    ///
-    /// `console` is where the socket for the terminal shall be, if there is to be one.
-    pub(crate) fn open(
-        &self,
-        stdio: &Stdio,
-        owner: IoOwner,
-        console: PathBuf,
-    ) -> Result<(Streams, PendingTerminal), ShimError> {
-        if stdio.terminal {
-            let socket = ConsoleSocket::bind(console).map_err(failed("make the socket for the terminal"))?;
-            return Ok((
-                Streams::Console(socket.path().to_owned()),
-                PendingTerminal(Some(socket)),
-            ));
-        }
-        let streams = Streams::Inherited {
-            stdin: self.input(&stdio.stdin, owner)?,
-            stdout: self.output(&stdio.stdout, owner)?,
-            stderr: self.output(&stdio.stderr, owner)?,
-        };
-        Ok((streams, PendingTerminal(None)))
-    }
-
     /// Lets go of the shim's hold on stdin.
     pub(crate) fn close_input(&self) {
         self.tasks.close_input();
@@ -113,30 +141,16 @@ impl ProcessIo {
         }
     }
 
-    fn input(&self, path: &str, owner: IoOwner) -> Result<process::Stdio, ShimError> {
-        if path.is_empty() {
-            return Ok(process::Stdio::null());
-        }
-        let (theirs, ours) = new_pipe()?;
-        give(&theirs, owner)?;
-        let to = async_pipe::Sender::from_owned_fd(OwnedFd::from(ours)).map_err(failed("make a pipe"))?;
+    fn copy_in(&self, path: &str, to: impl AsyncWrite + Send + Unpin + 'static) -> Result<(), ShimError> {
         self.tasks
             .copy_from_fifo(fifo(path)?, to)
-            .map_err(failed("open stdin"))?;
-        Ok(theirs.into())
+            .map_err(failed("copy stdin"))
     }
 
-    fn output(&self, path: &str, owner: IoOwner) -> Result<process::Stdio, ShimError> {
-        if path.is_empty() {
-            return Ok(process::Stdio::null());
-        }
-        let (ours, theirs) = new_pipe()?;
-        give(&theirs, owner)?;
-        let from = async_pipe::Receiver::from_owned_fd(OwnedFd::from(ours)).map_err(failed("make a pipe"))?;
+    fn copy_out(&self, from: impl AsyncRead + Send + Unpin + 'static, path: &str) -> Result<(), ShimError> {
         self.tasks
             .copy_to_fifo(from, fifo(path)?)
-            .map_err(failed("open output"))?;
-        Ok(theirs.into())
+            .map_err(failed("copy an output"))
     }
 }
 
@@ -157,8 +171,22 @@ fn fifo(path: &str) -> Result<&str, ShimError> {
     }
 }
 
-fn new_pipe() -> Result<(PipeReader, PipeWriter), ShimError> {
-    pipe().map_err(failed("make a pipe"))
+fn input(path: &str, owner: IoOwner) -> Result<(process::Stdio, Option<PipeWriter>), ShimError> {
+    if path.is_empty() {
+        return Ok((process::Stdio::null(), None));
+    }
+    let (theirs, ours) = pipe().map_err(failed("make a pipe"))?;
+    give(&theirs, owner)?;
+    Ok((theirs.into(), Some(ours)))
+}
+
+fn output(path: &str, owner: IoOwner) -> Result<(process::Stdio, Option<PipeReader>), ShimError> {
+    if path.is_empty() {
+        return Ok((process::Stdio::null(), None));
+    }
+    let (ours, theirs) = pipe().map_err(failed("make a pipe"))?;
+    give(&theirs, owner)?;
+    Ok((theirs.into(), Some(ours)))
 }
 
 fn give(end: &impl AsFd, owner: IoOwner) -> Result<(), ShimError> {

@@ -17,20 +17,21 @@ mod server;
 mod service;
 
 use std::env;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
+use godwit_runtime::{gate, hold};
 
 fn main() -> ExitCode {
     let arguments: Vec<OsString> = env::args_os().collect();
-    let name = arguments
-        .first()
-        .and_then(|name| Path::new(name).file_name()?.to_str());
-    let result = match name {
-        // The names under which CRIU and runC call this binary back belong here, before any flag is looked at.
+    let called_as = Path::new(arguments.first().map_or(OsStr::new(""), OsString::as_os_str));
+    let result = match called_as.file_name().and_then(OsStr::to_str) {
+        Some(gate::NAME) => gate::main(called_as).context("the gate"),
+        Some(hold::NAME) => hold::main(called_as).context("the holder"),
+        Some(hold::THAWER_NAME) => thaw(called_as, arguments.get(1)),
         _ => shim(arguments.get(1..).unwrap_or_default()),
     };
     match result {
@@ -41,6 +42,13 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn thaw(called_as: &Path, criu: Option<&OsString>) -> Result<()> {
+    let criu = criu
+        .and_then(|pid| pid.to_str())
+        .context("the thawer needs CRIU's pid")?;
+    hold::thawer_main(called_as, criu).context("the thawer")
 }
 
 fn shim(arguments: &[OsString]) -> Result<()> {

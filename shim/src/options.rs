@@ -4,13 +4,16 @@
 //! `containerd.linux.runc.CreateOptions` to any other; `runtimeoptions.v1.Options` is the generic wrapper. Unknown
 //! types are refused, because ignoring them would run a container otherwise than was asked.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use containerd_shim::api::CheckpointTaskRequest;
 use containerd_shim::protos::protobuf::well_known_types::any::Any;
 use containerd_shim::protos::protobuf::{CodedInputStream, Message};
-use containerd_shim::protos::shim::oci::Options;
+use containerd_shim::protos::shim::oci::{CheckpointOptions, Options};
+use godwit_runtime::options::{Layer, Tcp};
 use godwit_runtime::runc::RuncSettings;
 
+use crate::container::CheckpointOrder;
 use crate::error::ShimError;
 
 /// Where runC's state lies if the options name no other place.
@@ -50,6 +53,49 @@ pub(crate) fn runc_settings(options: &Options, namespace: &str) -> RuncSettings 
         root: Path::new(&or(&options.root, RUNC_ROOT)).join(namespace),
         systemd_cgroup: options.systemd_cgroup,
     }
+}
+
+/// What a checkpoint request asks for, by its path and its options.
+///
+/// Without options nothing is asked for: Docker sends none under a runtime name that is not its own.
+pub(crate) fn checkpoint_order(request: &CheckpointTaskRequest) -> Result<CheckpointOrder, ShimError> {
+    let mut order = CheckpointOrder {
+        image_dir: PathBuf::from(&request.path),
+        work_dir: None,
+        layer: Layer::default(),
+    };
+    let Some(any) = request
+        .options
+        .as_ref()
+        .filter(|options| !options.type_url.is_empty())
+    else {
+        return Ok(order);
+    };
+    let name = any.type_url.rsplit('/').next().unwrap_or_default();
+    // The legacy message has the same fields under the same numbers, up to the work path.
+    if !matches!(
+        name,
+        "containerd.runc.v1.CheckpointOptions" | "containerd.linux.runc.CheckpointOptions"
+    ) {
+        return Err(ShimError::InvalidArgument(format!(
+            "checkpoint options of type {name} are not known"
+        )));
+    }
+    let options = CheckpointOptions::parse_from_bytes(&any.value)
+        .map_err(|error| ShimError::InvalidArgument(format!("options of type {name}: {error}")))?;
+    // A flag that is not set cannot be told from one that was left out; only `exit` has no third meaning.
+    order.layer = Layer {
+        leave_running: Some(!options.exit),
+        tcp: options.open_tcp.then_some(Tcp::Established),
+        external_unix_sockets: options.external_unix_sockets.then_some(true),
+        file_locks: options.file_locks.then_some(true),
+        ghost_limit: None,
+    };
+    if !options.image_path.is_empty() {
+        order.image_dir = PathBuf::from(options.image_path);
+    }
+    order.work_dir = (!options.work_path.is_empty()).then(|| PathBuf::from(options.work_path));
+    Ok(order)
 }
 
 /// `runtimeoptions.v1.Options`: fields type_url 1, config_path 2, config_body 3.

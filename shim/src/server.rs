@@ -47,6 +47,7 @@ pub(crate) fn serve(flags: &Flags) -> Result<()> {
 async fn run(flags: &Flags, listener: UnixListener) -> Result<()> {
     let events = env::var("TTRPC_ADDRESS").context("TTRPC_ADDRESS is not set")?;
     let shim = Arc::new(Shim {
+        program: env::current_exe().context("find the shim's own binary")?,
         namespace: flags.namespace.clone(),
         address: flags.socket.clone(),
         reaper: Reaper::start().context("start the exit dispatcher")?,

@@ -17,7 +17,7 @@ use containerd_shim::protos::ttrpc::r#async::{Service, TtrpcContext};
 use containerd_shim::{TtrpcResult, protos::ttrpc};
 
 use crate::container::{Command, Registry, Reply, Shim};
-use crate::error::ShimError;
+use crate::options;
 
 /// The task service.
 pub(crate) struct TaskService {
@@ -93,8 +93,10 @@ impl Task for TaskService {
     }
 
     async fn checkpoint(&self, _: &TtrpcContext, request: CheckpointTaskRequest) -> TtrpcResult<Empty> {
-        self.shim.registry.get(&request.id)?;
-        Err(ShimError::Unimplemented("this shim does not checkpoint by the task API yet".to_owned()).into())
+        let order = options::checkpoint_order(&request)?;
+        self.ask(&request.id, |reply| Command::Checkpoint { order, reply })
+            .await
+            .map(empty)
     }
 
     async fn kill(&self, _: &TtrpcContext, request: KillRequest) -> TtrpcResult<Empty> {

@@ -1,13 +1,61 @@
 //! What can be asked of a container's owner. Each command carries the way back for its answer.
 
+use std::path::PathBuf;
+use std::time::Duration;
+
 use containerd_shim::api::{
     DeleteResponse, ExecProcessRequest, StateResponse, UpdateTaskRequest, WaitResponse,
 };
 use containerd_shim::protos::protobuf::well_known_types::any::Any;
 use containerd_shim::protos::types::task::ProcessInfo;
+use godwit_runtime::checkpoint::Step;
+use godwit_runtime::options::Layer;
 use tokio::sync::oneshot;
 
 use crate::error::ShimError;
+
+/// A checkpoint by the task API.
+#[derive(Clone, Debug)]
+pub(crate) struct CheckpointOrder {
+    /// Where the image goes.
+    pub(crate) image_dir: PathBuf,
+    /// Where CRIU's logs go, if the request says so.
+    pub(crate) work_dir: Option<PathBuf>,
+    /// What the request asks for.
+    pub(crate) layer: Layer,
+}
+
+/// A dump that is to be held for a verdict.
+#[derive(Clone, Debug)]
+pub(crate) struct DumpOrder {
+    pub(crate) image_dir: PathBuf,
+    pub(crate) verdict: PathBuf,
+    pub(crate) hold: Duration,
+}
+
+/// An image for a container that was started with a ticket.
+#[derive(Debug)]
+pub(crate) struct Delivery {
+    pub(crate) image_dir: PathBuf,
+    pub(crate) verdict: PathBuf,
+    pub(crate) reply: Reply<Held>,
+}
+
+/// A dump or restore that waits for its verdict.
+#[derive(Clone, Debug)]
+pub(crate) struct Held {
+    pub(crate) pid: u32,
+    pub(crate) steps: Vec<Step>,
+    pub(crate) image_bytes: u64,
+}
+
+/// What a verdict has led to.
+#[derive(Clone, Debug)]
+pub(crate) struct Finished {
+    pub(crate) running: bool,
+    pub(crate) pid: u32,
+    pub(crate) steps: Vec<Step>,
+}
 
 /// Where an answer goes.
 pub(crate) type Reply<T> = oneshot::Sender<Result<T, ShimError>>;
@@ -69,6 +117,19 @@ pub(crate) enum Command {
         request: UpdateTaskRequest,
         reply: Reply<()>,
     },
+    Checkpoint {
+        order: CheckpointOrder,
+        reply: Reply<()>,
+    },
+    Dump {
+        order: DumpOrder,
+        reply: Reply<Held>,
+    },
+    Deliver(Delivery),
+    /// Waits until a held dump or restore is over.
+    Finish {
+        reply: Reply<Finished>,
+    },
     ResizePty {
         exec_id: String,
         columns: u32,
@@ -90,13 +151,19 @@ impl Command {
             Self::Start { exec_id, .. } | Self::Delete { exec_id, .. } | Self::Kill { exec_id, .. } => {
                 Some(exec_id)
             }
-            Self::Pause { .. } | Self::Resume { .. } | Self::Update { .. } => Some(""),
+            Self::Pause { .. }
+            | Self::Resume { .. }
+            | Self::Update { .. }
+            | Self::Checkpoint { .. }
+            | Self::Dump { .. } => Some(""),
             Self::State { .. }
             | Self::Wait { .. }
             | Self::Pids { .. }
             | Self::Stats { .. }
             | Self::Inspect { .. }
             | Self::Exec { .. }
+            | Self::Deliver(_)
+            | Self::Finish { .. }
             | Self::ResizePty { .. }
             | Self::CloseIo { .. } => None,
         }
@@ -113,11 +180,14 @@ impl Command {
             Self::Inspect { reply } => drop(reply.send(Err(error))),
             Self::Start { reply, .. } => drop(reply.send(Err(error))),
             Self::Delete { reply, .. } => drop(reply.send(Err(error))),
+            Self::Dump { reply, .. } | Self::Deliver(Delivery { reply, .. }) => drop(reply.send(Err(error))),
+            Self::Finish { reply } => drop(reply.send(Err(error))),
             Self::Kill { reply, .. }
             | Self::Exec { reply, .. }
             | Self::Pause { reply }
             | Self::Resume { reply }
             | Self::Update { reply, .. }
+            | Self::Checkpoint { reply, .. }
             | Self::ResizePty { reply, .. }
             | Self::CloseIo { reply, .. } => drop(reply.send(Err(error))),
         }

@@ -1,21 +1,33 @@
 //! Makes a container: root file system, streams, `runc create`. On failure nothing made here is left.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use containerd_shim::api::CreateTaskRequest;
 use containerd_shim::asynchronous::io::Stdio;
 use godwit_runtime::bundle::Bundle;
 use godwit_runtime::cgroup::Cgroup;
+use godwit_runtime::checkpoint::restore::{Restore, RestoreRequest};
+use godwit_runtime::checkpoint::{self, CheckpointError};
 use godwit_runtime::control::{ControlDir, ShimRecord};
+use godwit_runtime::options::Layer;
 use godwit_runtime::reaper::Departure;
 use godwit_runtime::runc::{CreateOptions, Runc};
+use godwit_runtime::ticket::{self, Ticket};
 use log::warn;
+use tokio::sync::oneshot;
+use tokio::time::interval;
 
 use super::Shim;
+use super::checkpointing::PendingRestore;
+use super::command::{Delivery, Held, Reply};
 use crate::error::{ShimError, failed};
 use crate::io::{self, IoOwner, ProcessIo};
 use crate::options;
 use crate::rootfs;
+
+/// How often a ticket is looked at while its image is to come: a move that is given up ends the wait this soon.
+const TICKET_CHECK_INTERVAL: Duration = Duration::from_millis(250);
 
 /// What stays the same for a container's life.
 #[derive(Clone)]
@@ -28,6 +40,13 @@ pub(super) struct Identity {
     pub(super) io_owner: IoOwner,
     /// Its processes end with its init, because it has a pid namespace of its own.
     pub(super) private_pids: bool,
+    pub(super) namespace: String,
+    /// The binary that CRIU and runC call back.
+    pub(super) program: PathBuf,
+    /// What the container's annotations say of checkpoints.
+    pub(super) annotated: Layer,
+    /// The CRIU configuration the container brought itself.
+    pub(super) own_criu_config: Option<PathBuf>,
     no_pivot: bool,
     no_new_keyring: bool,
 }
@@ -38,6 +57,16 @@ pub(super) struct Created {
     pub(super) departure: Departure,
     pub(super) io: ProcessIo,
     pub(super) cgroup: Option<Cgroup>,
+    /// The restore it is made by, which waits at its gate.
+    pub(super) restore: Option<PendingRestore>,
+}
+
+/// What the owner and a creation under way tell each other.
+pub(super) struct Exchange {
+    /// Tells the owner that the image must be waited for.
+    pub(super) awaited: oneshot::Sender<()>,
+    /// Brings the image.
+    pub(super) delivery: oneshot::Receiver<Delivery>,
 }
 
 impl Identity {
@@ -58,7 +87,14 @@ impl Identity {
             bundle.path(),
             shim.reaper.clone(),
         );
+        let annotations = spec.annotations().clone().unwrap_or_default();
+        let annotated = Layer::from_annotations(&annotations)
+            .map_err(|error| ShimError::InvalidArgument(error.to_string()))?;
         Ok(Self {
+            namespace: shim.namespace.clone(),
+            program: shim.program.clone(),
+            annotated,
+            own_criu_config: None,
             rootfs: bundle.root_path(&spec),
             private_pids: has_private_pids(&spec),
             control: ControlDir::of(&shim.namespace, &request.id),
@@ -75,10 +111,12 @@ impl Identity {
     }
 
     /// Writes what lets others find the container and `delete` clean up after a dead shim.
-    pub(super) fn publish(&self, shim: &Shim) -> Result<(), ShimError> {
+    pub(super) fn publish(&mut self, shim: &Shim) -> Result<(), ShimError> {
         self.control
             .create()
             .map_err(failed("make the control directory"))?;
+        let named = checkpoint::name_criu_config(&self.bundle, &self.control);
+        self.own_criu_config = named.map_err(failed("write the bundle's configuration"))?;
         let record = ShimRecord {
             namespace: shim.namespace.clone(),
             id: self.id.clone(),
@@ -115,21 +153,37 @@ pub(super) fn stdio(request: &CreateTaskRequest) -> Stdio {
 }
 
 /// Makes the container up to the point where its init waits to be started.
-pub(super) async fn create(identity: Identity, request: CreateTaskRequest) -> Result<Created, ShimError> {
-    let result = try_create(&identity, &request).await;
+pub(super) async fn create(
+    identity: Identity,
+    request: CreateTaskRequest,
+    exchange: Exchange,
+) -> Result<Created, ShimError> {
+    let result = try_create(&identity, &request, exchange).await;
     if result.is_err() {
         identity.withdraw().await;
     }
     result
 }
 
-async fn try_create(identity: &Identity, request: &CreateTaskRequest) -> Result<Created, ShimError> {
+async fn try_create(
+    identity: &Identity,
+    request: &CreateTaskRequest,
+    exchange: Exchange,
+) -> Result<Created, ShimError> {
     rootfs::mount(&request.rootfs, &identity.mount_point()).await?;
     let stdio = stdio(request);
     let mut io = ProcessIo::default();
-    let result = run_create(identity, &stdio, &mut io).await;
+    let result = match origin(identity, request, exchange).await? {
+        Origin::Fresh => run_create(identity, &stdio, &mut io)
+            .await
+            .map(|(pid, departure)| (pid, departure, None)),
+        Origin::Image(image) => run_restore(identity, &stdio, image)
+            .await
+            .map(|(pid, departure, restore)| (pid, departure, Some(restore))),
+    };
     match result {
-        Ok((pid, departure)) => Ok(Created {
+        Ok((pid, departure, restore)) => Ok(Created {
+            restore,
             // A process that has ended already has no cgroup; its stats are asked of nobody then.
             cgroup: Cgroup::of_pid(pid).ok(),
             pid,
@@ -143,13 +197,116 @@ async fn try_create(identity: &Identity, request: &CreateTaskRequest) -> Result<
     }
 }
 
+/// What a container is made from.
+enum Origin {
+    /// Its configuration.
+    Fresh,
+    /// A checkpoint image.
+    Image(Image),
+}
+
+struct Image {
+    directory: PathBuf,
+    verdict: Option<PathBuf>,
+    deliverer: Option<Reply<Held>>,
+}
+
+/// Finds out what the container is to be made from; with a ticket whose image is to come, waits for it.
+async fn origin(
+    identity: &Identity,
+    request: &CreateTaskRequest,
+    exchange: Exchange,
+) -> Result<Origin, ShimError> {
+    let here = |directory: PathBuf| {
+        Origin::Image(Image {
+            directory,
+            verdict: None,
+            deliverer: None,
+        })
+    };
+    if !request.checkpoint.is_empty() {
+        return Ok(here(PathBuf::from(&request.checkpoint)));
+    }
+    let claimed = Ticket::claim(&ticket::default_root(), &identity.namespace, &identity.id)
+        .map_err(failed(format!("restore container {}", identity.id)))?;
+    let Some(claimed) = claimed else {
+        return Ok(Origin::Fresh);
+    };
+    if let Some(directory) = claimed.ticket.image_dir.clone() {
+        return Ok(here(directory));
+    }
+    let Exchange {
+        awaited,
+        mut delivery,
+    } = exchange;
+    let _ = awaited.send(());
+    let mut check = interval(TICKET_CHECK_INTERVAL);
+    loop {
+        tokio::select! {
+            delivered = &mut delivery => {
+                let delivered = delivered.map_err(failed("wait for the checkpoint image"))?;
+                return Ok(Origin::Image(Image {
+                    directory: delivered.image_dir,
+                    verdict: Some(delivered.verdict),
+                    deliverer: Some(delivered.reply),
+                }));
+            }
+            _ = check.tick() => claimed
+                .check()
+                .map_err(failed(format!("container {} of move {}", identity.id, claimed.ticket.migration)))?,
+        }
+    }
+}
+
+/// Starts the restore and returns when its namespaces stand and the gate is shut.
+async fn run_restore(
+    identity: &Identity,
+    stdio: &Stdio,
+    image: Image,
+) -> Result<(i32, Departure, PendingRestore), ShimError> {
+    let result = async {
+        let (streams, pending) = io::open(stdio, identity.io_owner, identity.control.join("console.sock"))?;
+        let request = RestoreRequest {
+            image_dir: image.directory,
+            work_dir: None,
+            options: identity.checkpoint_options(&Layer::default())?,
+            terminal: stdio.terminal,
+            no_pivot: identity.no_pivot,
+            verdict: image.verdict,
+        };
+        // The init is CRIU's child until CRIU has ended, and may end before we know its pid.
+        let nursery = identity.runc.reaper().nursery();
+        let broken = |error: CheckpointError| ShimError::Failed(error.to_string());
+        let mut restore = Restore::begin(identity.site(), &request, streams).map_err(broken)?;
+        let pid = restore.gated().await.map_err(broken)?;
+        let departure = nursery.adopt(pid);
+        Ok::<_, ShimError>((pid, departure, restore, pending))
+    };
+    match result.await {
+        Ok((pid, departure, restore, pending)) => {
+            let pending = PendingRestore {
+                restore,
+                streams: pending,
+                deliverer: image.deliverer,
+            };
+            Ok((pid, departure, pending))
+        }
+        Err(error) => {
+            if let Some(deliverer) = image.deliverer {
+                let _ = deliverer.send(Err(ShimError::Failed(error.to_string())));
+            }
+            Err(error)
+        }
+    }
+}
+
 async fn run_create(
     identity: &Identity,
     stdio: &Stdio,
     io: &mut ProcessIo,
 ) -> Result<(i32, Departure), ShimError> {
     let Identity { id, bundle, runc, .. } = identity;
-    let (streams, terminal) = io.open(stdio, identity.io_owner, identity.control.join("console.sock"))?;
+    let (streams, pending) = io::open(stdio, identity.io_owner, identity.control.join("console.sock"))?;
     let pid_file = bundle.init_pid_file();
     let options = CreateOptions {
         bundle: bundle.path(),
@@ -163,7 +320,7 @@ async fn run_create(
         .await
         .map_err(failed("OCI runtime create failed"))?;
     let made = async {
-        terminal.connect(stdio, io).await?;
+        pending.connect(stdio, io).await?;
         bundle
             .init_pid()
             .ok_or_else(|| ShimError::Failed(format!("runc left no pid of container {id}")))

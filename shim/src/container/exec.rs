@@ -72,7 +72,7 @@ async fn try_start(
     number: u64,
 ) -> Result<(i32, Departure), ShimError> {
     let console = identity.control.join(&format!("exec-{number}.sock"));
-    let (streams, terminal) = io.open(stdio, identity.io_owner, console)?;
+    let (streams, pending) = io::open(stdio, identity.io_owner, console)?;
     let process_file = identity.bundle.join(&format!("exec-{number}.json"));
     let pid_file = identity.bundle.join(&format!("exec-{number}.pid"));
     fs::write(&process_file, description.to_string()).map_err(failed("write to the bundle"))?;
@@ -87,7 +87,7 @@ async fn try_start(
     let _ = fs::remove_file(pid_file);
     let pid = pid?;
     let departure = nursery.adopt(pid);
-    if let Err(error) = terminal.connect(stdio, io).await {
+    if let Err(error) = pending.connect(stdio, io).await {
         runc.reaper().kill(pid, nix::libc::SIGKILL);
         return Err(error);
     }

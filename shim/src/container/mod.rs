@@ -3,6 +3,7 @@
 //! One task owns each container (`owner`); a handle only puts commands in its inbox and waits for the answer.
 //! The registry's lock is held for a look-up, never for work.
 
+mod checkpointing;
 mod command;
 mod create;
 mod exec;
@@ -11,6 +12,7 @@ mod owner;
 mod process;
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use containerd_shim::api::CreateTaskRequest;
@@ -21,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use crate::error::ShimError;
 use crate::publisher::Publisher;
 
-pub(crate) use command::{Command, Reply};
+pub(crate) use command::{CheckpointOrder, Command, Delivery, DumpOrder, Finished, Reply};
 
 /// Commands waiting for one owner, which takes each up at once; more means that a client runs wild.
 const INBOX_BOUND: usize = 128;
@@ -35,6 +37,8 @@ pub(crate) struct Shim {
     pub(crate) reaper: Reaper,
     pub(crate) publisher: Publisher,
     pub(crate) registry: Registry,
+    /// The binary that CRIU and runC call back.
+    pub(crate) program: PathBuf,
     /// Ends the shim.
     pub(crate) shutdown: CancellationToken,
 }

@@ -8,6 +8,7 @@
 
 use std::collections::HashMap;
 use std::fs;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,21 +19,25 @@ use containerd_shim::protos::shim::oci::ProcessDetails;
 use containerd_shim::protos::types::task::ProcessInfo;
 use godwit_runtime::bundle::ExitRecord;
 use godwit_runtime::cgroup::Cgroup;
+use godwit_runtime::checkpoint::dump::{Dump, DumpEnd};
+use godwit_runtime::checkpoint::restore::Restore;
+use godwit_runtime::checkpoint::{CheckpointError, Step};
 use godwit_runtime::reaper::Exit;
 use godwit_runtime::runc::RuncError;
 use log::{error, warn};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use super::Shim;
-use super::command::{Command, Reply, Summary};
-use super::create::{self, Created, Identity};
+use super::checkpointing::PendingRestore;
+use super::command::{Command, Delivery, Finished, Held, Reply, Summary};
+use super::create::{self, Created, Exchange, Identity};
 use super::exec::{self, Exec};
 use super::lifecycle::{Event, ExecEvent, Lifecycle};
 use super::process::Process;
 use crate::error::{ShimError, failed};
-use crate::io::ProcessIo;
+use crate::io::{Pending, ProcessIo};
 use crate::metrics;
 use crate::publisher::{any, timestamp};
 
@@ -40,7 +45,7 @@ use crate::publisher::{any, timestamp};
 const EXECS_DEADLINE: Duration = Duration::from_secs(2);
 
 /// The end of an operation, or of a process.
-enum Happening {
+pub(super) enum Happening {
     Started {
         result: Result<(), ShimError>,
         reply: Reply<u32>,
@@ -69,6 +74,27 @@ enum Happening {
         exec_id: String,
         reply: Reply<DeleteResponse>,
     },
+    Checkpointed {
+        result: Result<DumpEnd, CheckpointError>,
+        resume_as: Lifecycle,
+        reply: Reply<()>,
+    },
+    DumpHeld {
+        result: Result<Box<(Dump, Vec<Step>)>, CheckpointError>,
+        image_dir: PathBuf,
+        reply: Reply<Held>,
+    },
+    DumpEnded(Result<(DumpEnd, Vec<Step>), CheckpointError>),
+    RestoreHeld {
+        result: Result<Box<(Restore, Vec<Step>)>, CheckpointError>,
+        streams: Pending,
+        deliverer: Option<Reply<Held>>,
+        reply: Reply<u32>,
+    },
+    RestoreEnded {
+        result: Result<(Vec<Step>, ProcessIo), ShimError>,
+        reply: Reply<u32>,
+    },
     Exited(Exit),
     ExecExited {
         exec_id: String,
@@ -79,17 +105,21 @@ enum Happening {
     Nothing,
 }
 
-struct Owner {
+pub(super) struct Owner {
     shim: Arc<Shim>,
-    identity: Identity,
-    lifecycle: Lifecycle,
-    init: Process,
+    pub(super) identity: Identity,
+    pub(super) lifecycle: Lifecycle,
+    pub(super) init: Process,
     execs: HashMap<String, Exec>,
     n_execs: u64,
     cgroup: Option<Cgroup>,
     /// The init's exit, seen and not yet told.
-    held_exit: Option<Exit>,
-    happenings: JoinSet<Happening>,
+    pub(super) held_exit: Option<Exit>,
+    /// The restore that this container is made by, until it is started.
+    restore: Option<PendingRestore>,
+    /// Who waits for the end of a held dump or restore.
+    pub(super) finish_waiters: Vec<Reply<Finished>>,
+    pub(super) happenings: JoinSet<Happening>,
 }
 
 /// Creates the container, answers, and then serves it until it is deleted.
@@ -102,11 +132,21 @@ pub(super) async fn run(
     let id = request.id.clone();
     match Owner::begin(&shim, &request) {
         Ok(mut owner) => {
-            let mut creation = tokio::spawn(create::create(owner.identity.clone(), request.clone()));
+            let (awaited, mut image_awaited) = oneshot::channel();
+            let (deliver, delivery) = oneshot::channel();
+            let mut deliver = Some(deliver);
+            let exchange = Exchange { awaited, delivery };
+            let mut creation =
+                tokio::spawn(create::create(owner.identity.clone(), request.clone(), exchange));
             let created = loop {
                 tokio::select! {
                     created = &mut creation => break created.unwrap_or_else(|error| Err(failed("create")(error))),
-                    Some(command) = commands.recv() => owner.while_creating(command),
+                    Ok(()) = &mut image_awaited, if owner.lifecycle == Lifecycle::Creating => {
+                        if let Err(error) = owner.step(Event::ImageAwaited) {
+                            error!("{error}");
+                        }
+                    }
+                    Some(command) = commands.recv() => owner.while_creating(command, &mut deliver),
                 }
             };
             match created.and_then(|created| owner.created(created, &request)) {
@@ -129,7 +169,7 @@ pub(super) async fn run(
 
 impl Owner {
     fn begin(shim: &Arc<Shim>, request: &CreateTaskRequest) -> Result<Self, ShimError> {
-        let identity = Identity::of(shim, request)?;
+        let mut identity = Identity::of(shim, request)?;
         identity.publish(shim)?;
         Ok(Self {
             shim: shim.clone(),
@@ -140,13 +180,25 @@ impl Owner {
             n_execs: 0,
             cgroup: None,
             held_exit: None,
+            restore: None,
+            finish_waiters: Vec::new(),
             happenings: JoinSet::new(),
         })
     }
 
     /// While runC makes the container it cannot be asked for anything but what is known of it.
-    fn while_creating(&mut self, command: Command) {
+    fn while_creating(&mut self, command: Command, deliver: &mut Option<oneshot::Sender<Delivery>>) {
         match command {
+            Command::Finish { reply } => self.finish(reply),
+            Command::Deliver(delivery) if self.lifecycle == Lifecycle::AwaitingImage => {
+                match deliver.take() {
+                    Some(deliver) => drop(deliver.send(delivery)),
+                    None => Command::Deliver(delivery).refuse(ShimError::FailedPrecondition(format!(
+                        "container {} has got its image already",
+                        self.identity.id
+                    ))),
+                }
+            }
             Command::Inspect { reply } => drop(reply.send(Ok(self.summary()))),
             Command::Wait { exec_id, reply } if exec_id.is_empty() => self.init.wait(reply),
             other => other.refuse(ShimError::NotFound(format!(
@@ -157,7 +209,12 @@ impl Owner {
     }
 
     fn created(&mut self, created: Created, request: &CreateTaskRequest) -> Result<u32, ShimError> {
-        self.step(Event::Created)?;
+        self.step(if created.restore.is_some() {
+            Event::Gated
+        } else {
+            Event::Created
+        })?;
+        self.restore = created.restore;
         let pid = created.pid.unsigned_abs();
         self.init.pid = pid;
         self.init.io = created.io;
@@ -250,6 +307,14 @@ impl Owner {
                     ),
                 );
             }
+            Command::Checkpoint { order, reply } => self.checkpoint(order, reply),
+            Command::Dump { order, reply } => self.dump(order, reply),
+            Command::Finish { reply } => self.finish(reply),
+            deliver @ Command::Deliver(_) => deliver.refuse(ShimError::FailedPrecondition(format!(
+                "container {} waits for no image: it is {}",
+                self.identity.id,
+                self.lifecycle.name()
+            ))),
             Command::CloseIo {
                 exec_id,
                 stdin,
@@ -268,19 +333,40 @@ impl Owner {
     fn happen(&mut self, happening: Happening) {
         let exec_id = match happening {
             Happening::Started { result, reply } => {
-                self.init.operation = None;
-                let started = result
-                    .and_then(|()| self.step(Event::Started))
-                    .map(|()| self.init.pid);
-                if let Ok(pid) = started {
-                    self.publish(&events::TaskStart {
-                        container_id: self.identity.id.clone(),
-                        pid,
-                        ..Default::default()
-                    });
-                }
-                let _ = reply.send(started);
-                self.tell_held_exit();
+                self.started(result, reply);
+                String::new()
+            }
+            Happening::Checkpointed {
+                result,
+                resume_as,
+                reply,
+            } => {
+                self.checkpointed(result, resume_as, reply);
+                String::new()
+            }
+            Happening::DumpHeld {
+                result,
+                image_dir,
+                reply,
+            } => {
+                self.dump_held(result, &image_dir, reply);
+                String::new()
+            }
+            Happening::DumpEnded(result) => {
+                self.dump_ended(result);
+                String::new()
+            }
+            Happening::RestoreHeld {
+                result,
+                streams,
+                deliverer,
+                reply,
+            } => {
+                self.restore_held(result, streams, deliverer, reply);
+                String::new()
+            }
+            Happening::RestoreEnded { result, reply } => {
+                self.restore_ended(result, reply);
                 String::new()
             }
             Happening::Frozen { result, event, reply } => {
@@ -350,7 +436,26 @@ impl Owner {
 
     // The init.
 
+    pub(super) fn started(&mut self, result: Result<(), ShimError>, reply: Reply<u32>) {
+        self.init.operation = None;
+        let started = result
+            .and_then(|()| self.step(Event::Started))
+            .map(|()| self.init.pid);
+        if let Ok(pid) = started {
+            self.publish(&events::TaskStart {
+                container_id: self.identity.id.clone(),
+                pid,
+                ..Default::default()
+            });
+        }
+        let _ = reply.send(started);
+        self.tell_held_exit();
+    }
+
     fn start(&mut self, reply: Reply<u32>) {
+        if let Some(pending) = self.restore.take() {
+            return self.start_restored(pending, reply);
+        }
         if let Err(error) = self.lifecycle.after(Event::Started) {
             return drop(reply.send(Err(error)));
         }
@@ -397,6 +502,11 @@ impl Owner {
     fn kill(&mut self, signal: u32, all: bool, reply: Reply<()>) {
         if self.lifecycle == Lifecycle::Stopped {
             return drop(reply.send(Err(finished())));
+        }
+        if self.restore.take().is_some() {
+            // The gate stays shut for good: CRIU fails, and takes with it what it has made.
+            self.end_unstarted();
+            return drop(reply.send(Ok(())));
         }
         let Identity { id, runc, .. } = self.identity.clone();
         self.happenings.spawn(async move {
@@ -484,7 +594,7 @@ impl Owner {
             self.happenings.spawn(async move {
                 match runc.kill(&id, nix::libc::SIGKILL.unsigned_abs(), true).await {
                     Err(error) if !error.is_gone() => {
-                        warn!("processes of container {id} may be left: {error}")
+                        warn!("processes of container {id} may be left: {error}");
                     }
                     _ => {}
                 }
@@ -502,8 +612,8 @@ impl Owner {
     }
 
     /// Tells the init's exit as soon as it has its turn: after Start and after the exits of all execs.
-    fn tell_held_exit(&mut self) {
-        if self.init.operation == Some("start") || self.running_execs() > 0 {
+    pub(super) fn tell_held_exit(&mut self) {
+        if matches!(self.init.operation, Some("start" | "checkpoint")) || self.running_execs() > 0 {
             return;
         }
         if let Some(exit) = self.held_exit.take() {
@@ -670,7 +780,7 @@ impl Owner {
             .state_response(exec_id, &bundle, exec.lifecycle.status()))
     }
 
-    fn summary(&self) -> Summary {
+    pub(super) fn summary(&self) -> Summary {
         let running = |(id, exec): (&String, &Exec)| {
             (exec.process.pid != 0 && exec.process.exit.is_none()).then(|| id.clone())
         };
@@ -711,7 +821,7 @@ impl Owner {
 
     // Helpers.
 
-    fn step(&mut self, event: Event) -> Result<(), ShimError> {
+    pub(super) fn step(&mut self, event: Event) -> Result<(), ShimError> {
         self.lifecycle = self.lifecycle.after(event)?;
         Ok(())
     }
@@ -727,7 +837,7 @@ impl Owner {
         self.execs.get_mut(exec_id).ok_or_else(|| no_exec(exec_id))
     }
 
-    fn publish<M: MessageFull + containerd_shim::event::Event>(&self, event: &M) {
+    pub(super) fn publish<M: MessageFull + containerd_shim::event::Event>(&self, event: &M) {
         self.shim.publisher.publish(event);
     }
 

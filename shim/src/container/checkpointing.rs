@@ -1,0 +1,397 @@
+//! Dump and restore as their container's owner sees them: what may begin when, what follows, who is told.
+//!
+//! The work is `godwit_runtime::checkpoint`'s; here it becomes operations of the owner, beside which State and Wait are
+//! answered. A failed dump puts the container back where it was. A failed restore ends it without an exit event: it
+//! never ran, and an engine that saw it "exit" might apply its restart policy and start a second copy afresh.
+
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use containerd_shim::protos::events::task as events;
+use godwit_runtime::bundle::ExitRecord;
+use godwit_runtime::checkpoint::dump::{Dump, DumpEnd, DumpRequest, Hold};
+use godwit_runtime::checkpoint::restore::Restore;
+use godwit_runtime::checkpoint::{CheckpointError, Site, Step};
+use godwit_runtime::image;
+use godwit_runtime::options::{CheckpointOptions, HOST_FILE, Layer};
+use godwit_runtime::reaper::{End, Exit};
+use log::{info, warn};
+
+use super::command::{CheckpointOrder, DumpOrder, Finished, Held, Reply};
+use super::create::Identity;
+use super::lifecycle::{Event, Lifecycle};
+use super::owner::{Happening, Owner};
+use crate::error::{ShimError, failed};
+use crate::io::{Pending, ProcessIo};
+
+/// A restore whose image has come and whose gate is shut.
+pub(super) struct PendingRestore {
+    pub(super) restore: Restore,
+    /// Its streams, connected when all is restored.
+    pub(super) streams: Pending,
+    /// Who delivered the image and waits for the hold; none if the engine itself brought it.
+    pub(super) deliverer: Option<Reply<Held>>,
+}
+
+impl Identity {
+    /// The container as dump and restore see it.
+    pub(super) fn site(&self) -> Site {
+        Site {
+            namespace: self.namespace.clone(),
+            id: self.id.clone(),
+            control: self.control.clone(),
+            bundle: self.bundle.clone(),
+            runc: self.runc.clone(),
+            program: self.program.clone(),
+            own_criu_config: self.own_criu_config.clone(),
+        }
+    }
+
+    /// The options that follow from `request`, the container's annotations and the host's file.
+    pub(super) fn checkpoint_options(&self, request: &Layer) -> Result<CheckpointOptions, ShimError> {
+        let host = Layer::from_host_file(HOST_FILE.as_ref()).map_err(failed("read the host's options"))?;
+        // Docker cannot say what it means under a runtime name that is not its own. Its own default is to stop.
+        let engine = Layer {
+            leave_running: Some(self.namespace != "moby"),
+            ..Layer::default()
+        };
+        Ok(CheckpointOptions::resolve(&[
+            request,
+            &self.annotated,
+            &host,
+            &engine,
+        ]))
+    }
+}
+
+impl Owner {
+    /// The task API's Checkpoint: dump into a directory, then stop or go on.
+    pub(super) fn checkpoint(&mut self, order: CheckpointOrder, reply: Reply<()>) {
+        let prepared = self
+            .prepare_dump()
+            .and_then(|()| self.identity.checkpoint_options(&order.layer));
+        let options = match prepared {
+            Ok(options) => options,
+            Err(error) => return drop(reply.send(Err(error))),
+        };
+        let request = self.dump_request(order.image_dir, order.work_dir, options, None);
+        let resume_as = self.begin_dump();
+        let site = self.identity.site();
+        self.happenings.spawn(async move {
+            let result = match Dump::begin(site, request) {
+                Ok(dump) => dump.end().await,
+                Err(error) => Err(error),
+            };
+            Happening::Checkpointed {
+                result: result.map(|(end, _)| end),
+                resume_as,
+                reply,
+            }
+        });
+    }
+
+    pub(super) fn checkpointed(
+        &mut self,
+        result: Result<DumpEnd, CheckpointError>,
+        resume_as: Lifecycle,
+        reply: Reply<()>,
+    ) {
+        self.init.operation = None;
+        if !matches!(result, Ok(DumpEnd::Killed)) {
+            self.undo_dump(resume_as);
+        }
+        if result.is_ok() {
+            self.publish(&events::TaskCheckpointed {
+                container_id: self.identity.id.clone(),
+                ..Default::default()
+            });
+        }
+        let answer = result
+            .map(drop)
+            .map_err(|error| ShimError::Failed(error.to_string()));
+        let _ = reply.send(answer);
+        self.tell_held_exit();
+    }
+
+    /// Godwit's own Dump: held at post-dump until a verdict.
+    pub(super) fn dump(&mut self, order: DumpOrder, reply: Reply<Held>) {
+        // Whatever is configured, a container that moves does not also stay.
+        let leave = Layer {
+            leave_running: Some(false),
+            ..Layer::default()
+        };
+        let prepared = self
+            .prepare_dump()
+            .and_then(|()| self.identity.checkpoint_options(&leave));
+        let options = match prepared {
+            Ok(options) => options,
+            Err(error) => return drop(reply.send(Err(error))),
+        };
+        if self.lifecycle == Lifecycle::Paused {
+            let error = "cannot move a container that is paused: resume it first".to_owned();
+            return drop(reply.send(Err(ShimError::FailedPrecondition(error))));
+        }
+        let hold = Hold {
+            verdict: order.verdict,
+            deadline: order.hold,
+        };
+        let image_dir = order.image_dir.clone();
+        let request = self.dump_request(order.image_dir, None, options, Some(hold));
+        self.begin_dump();
+        let site = self.identity.site();
+        self.happenings.spawn(async move {
+            let mut result = Dump::begin(site, request);
+            let held = match &mut result {
+                Ok(dump) => dump.held().await.map(<[Step]>::to_vec),
+                Err(_) => Ok(Vec::new()),
+            };
+            let result = result.and_then(|dump| held.map(|steps| (dump, steps)));
+            Happening::DumpHeld {
+                result: result.map(Box::new),
+                image_dir,
+                reply,
+            }
+        });
+    }
+
+    pub(super) fn dump_held(
+        &mut self,
+        result: Result<Box<(Dump, Vec<Step>)>, CheckpointError>,
+        image_dir: &Path,
+        reply: Reply<Held>,
+    ) {
+        let (dump, steps) = match result {
+            Ok(held) => *held,
+            Err(error) => {
+                self.init.operation = None;
+                self.undo_dump(Lifecycle::Running);
+                drop(reply.send(Err(ShimError::Failed(error.to_string()))));
+                return self.tell_held_exit();
+            }
+        };
+        if let Err(error) = self.step(Event::DumpHeld) {
+            warn!("{error}");
+        }
+        let _ = reply.send(Ok(Held {
+            pid: self.init.pid,
+            steps,
+            image_bytes: image::size_bytes(image_dir).unwrap_or_default(),
+        }));
+        self.happenings
+            .spawn(async move { Happening::DumpEnded(dump.end().await) });
+    }
+
+    pub(super) fn dump_ended(&mut self, result: Result<(DumpEnd, Vec<Step>), CheckpointError>) {
+        self.init.operation = None;
+        let answer = match result {
+            Ok((DumpEnd::Killed, steps)) => Ok(Finished {
+                running: false,
+                pid: 0,
+                steps,
+            }),
+            Ok((DumpEnd::Running, steps)) => {
+                self.undo_dump(Lifecycle::Running);
+                Ok(Finished {
+                    running: true,
+                    pid: self.init.pid,
+                    steps,
+                })
+            }
+            Err(error) => {
+                self.undo_dump(Lifecycle::Running);
+                Err(error.to_string())
+            }
+        };
+        self.tell_finished(&answer);
+        self.tell_held_exit();
+    }
+
+    /// Waits for the end of what a verdict decides; answers at once if nothing is undecided.
+    pub(super) fn finish(&mut self, reply: Reply<Finished>) {
+        match self.lifecycle {
+            Lifecycle::Creating
+            | Lifecycle::AwaitingImage
+            | Lifecycle::Gated
+            | Lifecycle::Restoring
+            | Lifecycle::RestoreHeld
+            | Lifecycle::Dumping
+            | Lifecycle::DumpHeld => self.finish_waiters.push(reply),
+            Lifecycle::Created | Lifecycle::Running | Lifecycle::Paused => {
+                let running = Finished {
+                    running: true,
+                    pid: self.init.pid,
+                    steps: Vec::new(),
+                };
+                drop(reply.send(Ok(running)));
+            }
+            Lifecycle::Stopped | Lifecycle::Deleted => {
+                drop(reply.send(Ok(Finished {
+                    running: false,
+                    pid: 0,
+                    steps: Vec::new(),
+                })));
+            }
+        }
+    }
+
+    /// Opens the gate and waits for CRIU's last step before the tasks run.
+    pub(super) fn start_restored(&mut self, pending: PendingRestore, reply: Reply<u32>) {
+        let PendingRestore {
+            mut restore,
+            streams,
+            deliverer,
+        } = pending;
+        if let Err(error) = self.step(Event::RestoreBegan) {
+            return drop(reply.send(Err(error)));
+        }
+        self.init.operation = Some("start");
+        self.happenings.spawn(async move {
+            let held = match restore.open().await {
+                Ok(()) => restore.held().await.map(<[Step]>::to_vec),
+                Err(error) => Err(error),
+            };
+            Happening::RestoreHeld {
+                result: held.map(|steps| Box::new((restore, steps))),
+                streams,
+                deliverer,
+                reply,
+            }
+        });
+    }
+
+    pub(super) fn restore_held(
+        &mut self,
+        result: Result<Box<(Restore, Vec<Step>)>, CheckpointError>,
+        streams: Pending,
+        deliverer: Option<Reply<Held>>,
+        reply: Reply<u32>,
+    ) {
+        let (restore, steps) = match result {
+            Ok(held) => *held,
+            Err(error) => {
+                if let Some(deliverer) = deliverer {
+                    let _ = deliverer.send(Err(ShimError::Failed(error.to_string())));
+                }
+                return self.restore_ended(Err(ShimError::Failed(error.to_string())), reply);
+            }
+        };
+        if let Err(error) = self.step(Event::RestoreHeld) {
+            warn!("{error}");
+        }
+        if let Some(deliverer) = deliverer {
+            let _ = deliverer.send(Ok(Held {
+                pid: self.init.pid,
+                steps,
+                image_bytes: 0,
+            }));
+        }
+        let (stdio, mut io) = (self.init.stdio.clone(), self.init.io.clone());
+        self.happenings.spawn(async move {
+            let result = match restore.end().await {
+                Ok(steps) => streams.connect(&stdio, &mut io).await.map(|()| (steps, io)),
+                Err(error) => Err(ShimError::Failed(error.to_string())),
+            };
+            Happening::RestoreEnded { result, reply }
+        });
+    }
+
+    pub(super) fn restore_ended(
+        &mut self,
+        result: Result<(Vec<Step>, ProcessIo), ShimError>,
+        reply: Reply<u32>,
+    ) {
+        match result {
+            Ok((steps, io)) => {
+                self.init.io = io;
+                info!("container {} is restored as {}", self.identity.id, self.init.pid);
+                self.started(Ok(()), reply);
+                self.tell_finished(&Ok(Finished {
+                    running: true,
+                    pid: self.init.pid,
+                    steps,
+                }));
+            }
+            Err(error) => {
+                self.init.operation = None;
+                let text = error.to_string();
+                self.end_unstarted();
+                let _ = reply.send(Err(ShimError::Failed(text.clone())));
+                self.tell_finished(&Err(text));
+            }
+        }
+    }
+
+    /// Ends a container that was to be restored and never ran.
+    pub(super) fn end_unstarted(&mut self) {
+        let exit = self.held_exit.take().unwrap_or(Exit {
+            pid: self.init.pid.cast_signed(),
+            end: End::Killed(nix::libc::SIGKILL),
+            at: SystemTime::now(),
+        });
+        if let Err(error) = self.step(Event::Exited) {
+            return warn!("{error}");
+        }
+        self.init.ended(ExitRecord::from(exit));
+    }
+
+    fn prepare_dump(&self) -> Result<(), ShimError> {
+        self.lifecycle.after(Event::DumpBegan)?;
+        let execs = self.summary().execs;
+        if execs.is_empty() {
+            return Ok(());
+        }
+        // CRIU refuses them after the freeze; here the reason can be told and costs nothing.
+        Err(ShimError::FailedPrecondition(format!(
+            "container {} cannot be dumped while processes started by exec run in it: end {} first",
+            self.identity.id,
+            execs.join(", ")
+        )))
+    }
+
+    fn dump_request(
+        &self,
+        image_dir: PathBuf,
+        work_dir: Option<PathBuf>,
+        options: CheckpointOptions,
+        hold: Option<Hold>,
+    ) -> DumpRequest {
+        DumpRequest {
+            pid: self.init.pid.cast_signed(),
+            terminal: self.init.stdio.terminal,
+            image_dir,
+            work_dir,
+            options,
+            hold,
+        }
+    }
+
+    /// The dump begins; returns the state that a container that is not killed goes back to.
+    fn begin_dump(&mut self) -> Lifecycle {
+        let before = self.lifecycle;
+        self.init.operation = Some("checkpoint");
+        if let Err(error) = self.step(Event::DumpBegan) {
+            warn!("{error}");
+        }
+        before
+    }
+
+    fn undo_dump(&mut self, resume_as: Lifecycle) {
+        if self.lifecycle == Lifecycle::Stopped {
+            return;
+        }
+        let back = self.step(Event::DumpUndone).and_then(|()| match resume_as {
+            Lifecycle::Paused => self.step(Event::Paused),
+            _ => Ok(()),
+        });
+        if let Err(error) = back {
+            warn!("{error}");
+        }
+    }
+
+    fn tell_finished(&mut self, answer: &Result<Finished, String>) {
+        for waiter in self.finish_waiters.drain(..) {
+            // Whoever waited may have gone.
+            let _ = waiter.send(answer.clone().map_err(ShimError::Failed));
+        }
+    }
+}
