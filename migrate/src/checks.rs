@@ -165,11 +165,11 @@ mod tests {
 
     #[tokio::test]
     async fn a_missing_criu_is_said_so() {
-        let tools = super::tools(&Tools {
+        let tools = Tools {
             criu: "/nonexistent/criu".into(),
             runc: "/bin/true".into(),
-        });
-        let objections = tools.await;
+        };
+        let objections = super::tools(&tools).await;
         assert_eq!(objections.len(), 1);
         assert!(objections[0].contains("CRIU is missing"), "{objections:?}");
     }

@@ -23,3 +23,6 @@ pub mod recovery;
 pub mod shim;
 pub mod source;
 pub mod tls;
+
+#[cfg(test)]
+mod tests;

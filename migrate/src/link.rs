@@ -391,7 +391,6 @@ async fn read_frames(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Read;
 
     fn pair() -> (Link, Link) {
         let (left, right) = tokio::io::duplex(4096);
@@ -416,8 +415,7 @@ mod tests {
             right
                 .receive_bulk_blocking(|reader| {
                     let mut bytes = Vec::new();
-                    reader
-                        .read_to_end(&mut bytes)
+                    std::io::Read::read_to_end(reader, &mut bytes)
                         .map_err(|error| Problem::io("x", &error))?;
                     Ok(bytes)
                 })
@@ -439,9 +437,7 @@ mod tests {
             right.receive("bulk", SILENCE).await.unwrap();
             right
                 .receive_bulk_blocking(|reader| {
-                    reader
-                        .read_exact(&mut [0; 99])
-                        .map_err(|error| Problem::io("x", &error))
+                    std::io::Read::read_exact(reader, &mut [0; 99]).map_err(|error| Problem::io("x", &error))
                 })
                 .await
         };
@@ -464,9 +460,7 @@ mod tests {
         let received = right
             .receive_bulk_blocking(|reader| {
                 let mut bytes = Vec::new();
-                reader
-                    .read_to_end(&mut bytes)
-                    .map_err(|error| Problem::io("reading", &error))
+                std::io::Read::read_to_end(reader, &mut bytes).map_err(|error| Problem::io("reading", &error))
             })
             .await;
         assert!(matches!(received, Err(Problem::Here(_))), "{received:?}");

@@ -1,0 +1,5 @@
+//! Moves between two hosts that exist only in memory: fake engines and shims around the real runners.
+
+mod blows;
+mod faults;
+mod world;
