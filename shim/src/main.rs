@@ -1,6 +1,6 @@
 //! `containerd-shim-godwit-v2`: a containerd shim that runs containers by runC and moves them by CRIU.
 //!
-//! What it does is decided by the name it is called by, then by Go-style flags and the action.
+//! What it does is decided by Go-style flags and the action, as containerd gives them.
 
 mod bootstrap;
 mod checkpoint;
@@ -19,21 +19,13 @@ mod service;
 use std::env;
 use std::ffi::OsString;
 use std::io::Write;
-use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 
 fn main() -> ExitCode {
     let arguments: Vec<OsString> = env::args_os().collect();
-    let name = arguments
-        .first()
-        .and_then(|name| Path::new(name).file_name()?.to_str());
-    let result = match name {
-        // The names under which CRIU and runC call this binary back belong here, before any flag is looked at.
-        _ => shim(arguments.get(1..).unwrap_or_default()),
-    };
-    match result {
+    match dispatch(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Engines show the last line of it to their users.
@@ -41,6 +33,11 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// The names under which CRIU and runC call this binary back come first, before any flag is looked at.
+fn dispatch(arguments: &[OsString]) -> Result<()> {
+    shim(arguments.get(1..).unwrap_or_default())
 }
 
 fn shim(arguments: &[OsString]) -> Result<()> {

@@ -484,7 +484,7 @@ impl Owner {
             self.happenings.spawn(async move {
                 match runc.kill(&id, nix::libc::SIGKILL.unsigned_abs(), true).await {
                     Err(error) if !error.is_gone() => {
-                        warn!("processes of container {id} may be left: {error}")
+                        warn!("processes of container {id} may be left: {error}");
                     }
                     _ => {}
                 }
