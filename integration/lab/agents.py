@@ -1,5 +1,4 @@
-"""Our own binaries in the hosts, and what an agent needs to know: certificates of one authority, its peers.
-"""
+"""Our own binaries in the hosts, and what an agent needs to know: certificates of one authority, its peers."""
 
 import shutil
 

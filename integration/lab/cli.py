@@ -1,5 +1,4 @@
-"""The command line of the lab.
-"""
+"""The command line of the lab. It parses and prints; what it does stands in the other modules."""
 
 import argparse
 import os

@@ -1,4 +1,6 @@
-"""Container images made from the base's own files, since the lab has no registry: a program, what it links to, and little else.
+"""Container images made from the base's own files, since the lab has no registry.
+
+An image holds a program, what it links to, and little else; it refuses to hold a distribution.
 """
 
 import io

@@ -63,7 +63,8 @@ def down() -> None:
     for mount in _mounts():
         run(["umount", "--lazy", str(mount)])
     for directory in (DISK_DIR, STATE_DIR):
-        shutil.rmtree(directory, ignore_errors=False) if directory.exists() else None
+        if directory.exists():
+            shutil.rmtree(directory)
         _remove_if_empty(directory.parent)
 
 

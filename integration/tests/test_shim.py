@@ -178,7 +178,7 @@ class Docker(EngineTest):
         limit = self.docker("exec", name, "cat", "/sys/fs/cgroup/memory/memory.limit_in_bytes").stdout
         self.assertEqual(96 << 20, int(limit))
 
-    def test_containers_survive_nothing_of_the_shim_after_removal(self) -> None:
+    def test_removal_ends_the_shim_and_leaves_no_directory_of_it(self) -> None:
         name = self.start(*FOREVER)
         container_id = self.inspect(name, "{{.Id}}")
         self.docker("rm", "--force", name)
@@ -191,6 +191,8 @@ class Ctr(EngineTest):
 
     def setUp(self) -> None:
         super().setUp()
+        if self.ha.state()["cgroups"] == "v2" and "cpu" not in self.ha.run("cat", "/sys/fs/cgroup/cgroup.controllers").stdout:
+            self.skipTest("ctr asks for a share of the cpu, and this machine's cgroup v2 has no cpu controller")
         self.image = "docker.io/library/busybox:latest"
         self.ha.run("sh", "-c", "docker save busybox:latest | ctr images import -")
 

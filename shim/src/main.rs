@@ -1,6 +1,6 @@
 //! `containerd-shim-godwit-v2`: a containerd shim that runs containers by runC and moves them by CRIU.
 //!
-//! What it does is decided by the name it is called by, then by Go-style flags and the action.
+//! What it does is decided by Go-style flags and the action, as containerd gives them.
 
 mod bootstrap;
 mod checkpoint;
@@ -27,20 +27,24 @@ use godwit_runtime::{gate, hold};
 
 fn main() -> ExitCode {
     let arguments: Vec<OsString> = env::args_os().collect();
-    let called_as = Path::new(arguments.first().map_or(OsStr::new(""), OsString::as_os_str));
-    let result = match called_as.file_name().and_then(OsStr::to_str) {
-        Some(gate::NAME) => gate::main(called_as).context("the gate"),
-        Some(hold::NAME) => hold::main(called_as).context("the holder"),
-        Some(hold::THAWER_NAME) => thaw(called_as, arguments.get(1)),
-        _ => shim(arguments.get(1..).unwrap_or_default()),
-    };
-    match result {
+    match dispatch(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Engines show the last line of it to their users.
             let _ = writeln!(std::io::stderr(), "{}: {error:#}", info::RUNTIME_NAME);
             ExitCode::FAILURE
         }
+    }
+}
+
+/// The names under which CRIU and runC call this binary back come first, before any flag is looked at.
+fn dispatch(arguments: &[OsString]) -> Result<()> {
+    let called_as = Path::new(arguments.first().map_or(OsStr::new(""), OsString::as_os_str));
+    match called_as.file_name().and_then(OsStr::to_str) {
+        Some(gate::NAME) => gate::main(called_as).context("the gate"),
+        Some(hold::NAME) => hold::main(called_as).context("the holder"),
+        Some(hold::THAWER_NAME) => thaw(called_as, arguments.get(1)),
+        _ => shim(arguments.get(1..).unwrap_or_default()),
     }
 }
 

@@ -111,6 +111,11 @@ pub(super) fn in_directory(directory: BorrowedFd<'_>, name: &OsStr) -> PathBuf {
     Path::new("/proc/self/fd").join(directory).join(name)
 }
 
+/// The file behind a descriptor, as a path that leads to it whatever its names are now.
+pub(super) fn of_descriptor(file: BorrowedFd<'_>) -> PathBuf {
+    Path::new("/proc/self/fd").join(file.as_raw_fd().to_string())
+}
+
 /// The note `name` that the overlay keeps on the file at `path`, if there is one.
 pub(super) fn overlay_note(path: &Path, name: &str) -> rustix::io::Result<Option<Vec<u8>>> {
     for prefix in OVERLAY_PREFIXES {

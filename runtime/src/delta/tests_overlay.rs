@@ -531,3 +531,29 @@ fn every_kind_of_change_between_two_passes_arrives() {
         pair.assert_same();
     }
 }
+
+#[test]
+fn passes_over_a_busy_layer_do_not_fail_and_the_last_one_is_true() {
+    use proptest::strategy::ValueTree;
+    use proptest::test_runner::TestRunner;
+
+    let Some(pair) = Pair::new() else { return };
+    let mut runner = TestRunner::deterministic();
+    let acts: Vec<Act> = (0..6000)
+        .map(|_| any_act().new_tree(&mut runner).unwrap().current())
+        .collect();
+    let root = pair.source.merged.clone();
+    let mut index = None;
+    thread::scope(|scope| {
+        let busy = scope.spawn(move || {
+            for act in &acts {
+                let _ = perform(&root, act);
+            }
+        });
+        while !busy.is_finished() {
+            index = Some(pair.pass(index.as_ref()).0);
+        }
+    });
+    pair.pass(index.as_ref());
+    pair.assert_same();
+}

@@ -6,16 +6,17 @@
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::fs::{self, Mode, OFlags, SeekFrom, Stat};
+use rustix::fs::{self, FileType, Mode, OFlags, SeekFrom, Stat};
 use rustix::io::Errno;
 
 use super::DeltaError;
-use super::beneath::{Attribute, Beneath, Place, as_overlay_note, belongs_to_host};
+use super::beneath::{Attribute, Beneath, Place, as_overlay_note, belongs_to_host, of_descriptor};
 use super::index::{Entry, Index, Kind, Settling, has_vanished, scan};
 use super::operation::{Chunk, MAGIC, MAX_CHUNK_BYTES, Metadata, NodeKind, Operation, Times};
 
@@ -92,6 +93,21 @@ pub(super) fn write_settled(
 }
 
 impl Entry {
+    /// Whether a file found later is the one that was indexed: a number that became free may serve another sort.
+    fn is_still(&self, status: &Stat) -> bool {
+        let sort = FileType::from_raw_mode(status.st_mode);
+        let is_sort = match self.kind {
+            Kind::Directory { .. } => sort.is_dir(),
+            Kind::File => sort.is_file(),
+            Kind::SymbolicLink => sort.is_symlink(),
+            Kind::Fifo => sort.is_fifo(),
+            Kind::CharacterDevice => sort.is_char_device() && status.st_rdev != 0,
+            Kind::BlockDevice => sort.is_block_device(),
+            Kind::Socket | Kind::Whiteout => false,
+        };
+        is_sort && (status.st_dev, status.st_ino) == self.inode
+    }
+
     fn is_linked(&self) -> bool {
         self.n_links > 1 && !matches!(self.kind, Kind::Directory { .. }) && !self.kind.is_absent()
     }
@@ -183,22 +199,20 @@ impl Pass<'_> {
     }
 
     fn send_whole(&mut self, path: &Path, entry: &Entry, before: Option<&Entry>) -> Result<bool, Sending> {
-        let place = self
-            .root
-            .place(path)
-            .map_err(|error| Sending::from(path, error))?;
-        let status = place
-            .status()
-            .map_err(|error| Sending::from(path, error))?
-            .ok_or(Sending::Vanished)?;
-        if (status.st_dev, status.st_ino) != entry.inode {
+        let fail = |error| Sending::from(path, error);
+        let place = self.root.place(path).map_err(fail)?;
+        // Without opening it for reading: a name may have become a device since, whose opening does something.
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let found = fs::openat(&place.parent, place.name, flags, Mode::empty()).map_err(fail)?;
+        let status = fs::fstat(&found).map_err(fail)?;
+        if !entry.is_still(&status) {
             return Err(Sending::Vanished);
         }
         let attributes = portable_attributes(path, &place)?;
         let metadata = metadata(&status, &attributes);
         let path_bytes = to_bytes(path);
         let operation = match entry.kind {
-            Kind::File => return self.send_file(path, &place, entry, metadata),
+            Kind::File => return self.send_file(path, &found, entry, metadata),
             Kind::Directory { opaque } => {
                 self.touched.insert(path.into());
                 Operation::Directory {
@@ -208,8 +222,7 @@ impl Pass<'_> {
                 }
             }
             Kind::SymbolicLink => {
-                let target = fs::readlinkat(&place.parent, place.name, Vec::new())
-                    .map_err(|error| Sending::from(path, error))?;
+                let target = fs::readlinkat(&found, "", Vec::new()).map_err(fail)?;
                 self.put(&Operation::SymbolicLink {
                     path: path_bytes,
                     target: target.to_bytes(),
@@ -235,30 +248,26 @@ impl Pass<'_> {
     fn send_file(
         &mut self,
         path: &Path,
-        place: &Place<'_>,
+        found: &OwnedFd,
         entry: &Entry,
         metadata: Metadata<'_>,
     ) -> Result<bool, Sending> {
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOATIME | OFlags::CLOEXEC;
-        let file = fs::openat(&place.parent, place.name, flags, Mode::empty())
-            .map(File::from)
-            .map_err(|error| Sending::from(path, error))?;
         let fail = |source| DeltaError::File {
             action: "read",
             path: path.into(),
             source,
         };
-        let found = fs::fstat(&file).map_err(|error| fail(error.into()))?;
-        if (found.st_dev, found.st_ino) != entry.inode {
-            return Err(Sending::Vanished);
-        }
+        let flags = OFlags::RDONLY | OFlags::NOATIME | OFlags::CLOEXEC;
+        let file = fs::open(of_descriptor(found.as_fd()), flags, Mode::empty())
+            .map(File::from)
+            .map_err(|error| fail(error.into()))?;
+        let size = fs::fstat(&file).map_err(|error| fail(error.into()))?.st_size as u64;
         let mut settled = entry.settled;
         let can_sync = self.first && self.settling.mapping != Duration::MAX;
         if !settled && can_sync && entry.size >= SYNC_FROM_BYTES {
             file.sync_data().map_err(fail)?;
             settled = Settling::is_past(entry.changed_at, self.settling.clock);
         }
-        let size = found.st_size as u64;
         self.put(&Operation::File {
             path: to_bytes(path),
             size,
