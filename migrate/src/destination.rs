@@ -453,6 +453,10 @@ impl Destination {
                 .leftovers
                 .push(format!("the verdict cannot be written: {error}")),
         }
+        // A shim that has not taken the image yet would wait for it.
+        if let Some(lease) = self.made.lease.take() {
+            lease.ticket.withdraw();
+        }
         if let Some(shim) = &self.shim {
             // What the shim has to say of a restore that failed by itself is known already.
             if let Err(error) = shim.finish_restore().await {

@@ -189,11 +189,14 @@ impl World {
                 }
             })
         });
-        for task in all {
-            tokio::time::timeout(PATIENCE, task)
-                .await
-                .expect("recovery does not end")
-                .unwrap();
+        let [source, destination] = all;
+        for (task, place) in [(source, &self.source), (destination, &self.destination)] {
+            let ended = tokio::time::timeout(PATIENCE, task).await;
+            let left = Found::read_all(&place.host.places);
+            let tasks = (self.source.fake.tasks(), self.destination.fake.tasks());
+            let ended =
+                ended.unwrap_or_else(|_| panic!("{} does not recover: {tasks:?} {left:?}", place.host.name));
+            ended.unwrap();
         }
     }
 
@@ -359,10 +362,10 @@ async fn serve(host: Arc<Host>, mut link: Link, observer: Observer) {
             let _ = destination::run(host, link, observer, migration, versions).await;
         }
         Intent::AskVerdict { migration } => {
-            recovery::answer_verdict(&host, link, &versions, &migration).await
+            recovery::answer_verdict(&host, link, &versions, &migration).await;
         }
         Intent::TellCommitted { migration } => {
-            recovery::answer_committed(&host, link, &versions, &migration).await
+            recovery::answer_committed(&host, link, &versions, &migration).await;
         }
     }
 }
@@ -720,9 +723,8 @@ impl ShimClient for FakeShim {
 
     async fn finish_restore(&self) -> Result<Finished, ShimError> {
         self.0.shim_call("finish_restore")?;
-        if self.0.tasks() == Tasks::AwaitingImage {
-            return Err(shim_error("finish_restore", "no restore is under way"));
-        }
+        // A shim that still awaits its image has something to finish, too.
+        self.0.wait_while(Tasks::AwaitingImage).await;
         let running = self.0.wait_while(Tasks::Held).await == Tasks::Running;
         Ok(Finished {
             running,
