@@ -6,6 +6,7 @@ pub mod bundle;
 pub mod cgroup;
 pub mod console;
 pub mod control;
+pub mod oom;
 pub mod reaper;
 pub mod runc;
 mod sys;

@@ -18,6 +18,7 @@ use containerd_shim::protos::shim::oci::ProcessDetails;
 use containerd_shim::protos::types::task::ProcessInfo;
 use godwit_runtime::bundle::ExitRecord;
 use godwit_runtime::cgroup::Cgroup;
+use godwit_runtime::oom::OomWatch;
 use godwit_runtime::reaper::Exit;
 use godwit_runtime::runc::RuncError;
 use log::{error, warn};
@@ -75,6 +76,7 @@ enum Happening {
         exit: Exit,
     },
     ExecsOverdue,
+    OutOfMemory(OomWatch),
     /// Something was answered on the side.
     Nothing,
 }
@@ -158,10 +160,16 @@ impl Owner {
 
     fn created(&mut self, created: Created, request: &CreateTaskRequest) -> Result<u32, ShimError> {
         self.step(Event::Created)?;
+        let id = &self.identity.id;
         let pid = created.pid.unsigned_abs();
         self.init.pid = pid;
         self.init.io = created.io;
         self.cgroup = created.cgroup;
+        match self.cgroup.as_ref().map_or(Ok(None), OomWatch::of) {
+            Ok(Some(watch)) => self.watch_memory(watch),
+            Ok(None) => {}
+            Err(error) => warn!("a lack of memory in container {id} will not be told: {error}"),
+        }
         let mut departure = created.departure;
         self.happenings
             .spawn(async move { Happening::Exited(departure.wait().await) });
@@ -340,6 +348,13 @@ impl Owner {
                     self.tell_exit(exit);
                 }
                 String::new()
+            }
+            Happening::OutOfMemory(watch) => {
+                self.publish(&events::TaskOOM {
+                    container_id: self.identity.id.clone(),
+                    ..Default::default()
+                });
+                return self.watch_memory(watch);
             }
             Happening::Nothing => return,
         };
@@ -710,6 +725,15 @@ impl Owner {
     }
 
     // Helpers.
+
+    fn watch_memory(&mut self, mut watch: OomWatch) {
+        self.happenings.spawn(async move {
+            match watch.next().await {
+                Some(()) => Happening::OutOfMemory(watch),
+                None => Happening::Nothing,
+            }
+        });
+    }
 
     fn step(&mut self, event: Event) -> Result<(), ShimError> {
         self.lifecycle = self.lifecycle.after(event)?;
