@@ -142,7 +142,7 @@ impl Owner {
         self.happenings.spawn(async move {
             let mut result = Dump::begin(site, request);
             let held = match &mut result {
-                Ok(dump) => dump.held().await.map(<[Step]>::to_vec),
+                Ok(dump) => dump.held().await,
                 Err(_) => Ok(Vec::new()),
             };
             let result = result.and_then(|dump| held.map(|steps| (dump, steps)));
@@ -247,7 +247,7 @@ impl Owner {
         self.init.operation = Some("start");
         self.happenings.spawn(async move {
             let held = match restore.open().await {
-                Ok(()) => restore.held().await.map(<[Step]>::to_vec),
+                Ok(()) => restore.held().await,
                 Err(error) => Err(error),
             };
             Happening::RestoreHeld {
@@ -357,6 +357,7 @@ impl Owner {
     ) -> DumpRequest {
         DumpRequest {
             pid: self.init.pid.cast_signed(),
+            paused: self.lifecycle == Lifecycle::Paused,
             terminal: self.init.stdio.terminal,
             image_dir,
             work_dir,
