@@ -126,6 +126,12 @@ impl Owner {
                 self.init.operation = None;
                 self.undo_dump(Lifecycle::Running);
                 drop(reply.send(Err(ShimError::Failed(error.to_string()))));
+                // Who waits for the end of the dump need not know why it failed.
+                self.tell_finished(&Ok(Finished {
+                    running: self.lifecycle == Lifecycle::Running,
+                    pid: self.init.pid,
+                    steps: Vec::new(),
+                }));
                 return self.tell_held_exit();
             }
         };
