@@ -40,9 +40,6 @@ pub const POST_DUMP: &str = "post-dump";
 /// CRIU's name of the last action of a restore that can still refuse.
 pub const POST_RESTORE: &str = "post-restore";
 
-/// CRIU's name of the action at which every socket is restored and traffic may flow.
-pub const NETWORK_UNLOCK: &str = "network-unlock";
-
 /// How often the thawer looks whether CRIU has ended: it adds to the downtime of a checkpoint that leaves the
 /// container running.
 const THAW_POLL_INTERVAL: Duration = Duration::from_millis(1);
@@ -54,7 +51,7 @@ pub struct HoldRecord {
     pub verdict: Option<PathBuf>,
     /// For a dump: how long to wait before writing `aborted`.
     pub hold_ms: Option<u64>,
-    /// Whether a gate has closed the network namespace, which the holder is to open at `network-unlock`.
+    /// Whether a gate has closed the network namespace, which the holder is to open at `post-restore`.
     pub gated: bool,
     /// For a dump: the freezer of a container that was not paused before.
     pub freezer: Option<Freezer>,
@@ -84,10 +81,6 @@ pub fn main(called_as: &Path) -> io::Result<()> {
     let control = ControlDir::at(called_as.parent().unwrap_or(Path::new("/")));
     let action = std::env::var("CRTOOLS_SCRIPT_ACTION").map_err(io::Error::other)?;
     let record: HoldRecord = serde_json::from_slice(&fs::read(control.join("hold.json"))?)?;
-    if action == NETWORK_UNLOCK && record.gated {
-        let pid = std::env::var("CRTOOLS_INIT_PID").map_err(io::Error::other)?;
-        gate::open_network(pid.parse().map_err(io::Error::other)?)?;
-    }
     if let (PRE_DUMP, Some(freezer)) = (action.as_str(), &record.freezer) {
         freeze(freezer, &control)?;
     }
@@ -99,6 +92,12 @@ pub fn main(called_as: &Path) -> io::Result<()> {
                 action: action.clone(),
             },
         );
+    }
+    if action == POST_RESTORE && record.gated {
+        // Every socket is back, and CRIU's own lock holds until it has unlocked the network. The shim was told first,
+        // so that this costs no time while the verdict is on its way.
+        let pid = std::env::var("CRTOOLS_INIT_PID").map_err(io::Error::other)?;
+        gate::open_network(pid.parse().map_err(io::Error::other)?)?;
     }
     match (action.as_str(), &record.verdict) {
         (POST_DUMP, Some(path)) => obey(&hold_dump(path, record.hold_ms)?),
