@@ -89,10 +89,8 @@ pub fn memory_of(pid: u32) -> u64 {
         if seen.len() >= MAX_PROCESSES || !seen.insert(pid) {
             continue;
         }
-        bytes += fs::read_to_string(format!("/proc/{pid}/status"))
-            .map(|status| kilobytes(&status, "RssAnon:") + kilobytes(&status, "RssShmem:"))
-            .unwrap_or(0)
-            * 1024;
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        bytes += (kilobytes(&status, "RssAnon:") + kilobytes(&status, "RssShmem:")) * 1024;
         let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else {
             continue;
         };

@@ -34,15 +34,18 @@ pub async fn recover(host: Arc<Host>, found: Found) {
         found.opened.role
     );
     loop {
+        // Whoever else has brought it to its end has removed the journal; to ask about it then would be a wrong question.
+        let found = match Found::read(&host.places.of(&migration)) {
+            Ok(Some(found)) => found,
+            Ok(None) => return,
+            Err(error) => return log::error!("migration {migration}: the journal: {error}"),
+        };
         let outcome = match found.opened.role {
             Role::Source => recover_source(&host, &found).await,
             Role::Destination => recover_destination(&host, &found).await,
         };
         match outcome {
-            Ok(ended) => {
-                log::info!("migration {migration}: {ended}");
-                return;
-            }
+            Ok(ended) => return log::info!("migration {migration}: {ended}"),
             Err(reason) => log::warn!("migration {migration} is not recovered yet: {reason}"),
         }
         sleep(deadlines::ASK_AGAIN).await;
@@ -199,6 +202,9 @@ pub async fn undo_destination(
     created: &Created,
     shim: Option<Arc<dyn ShimClient>>,
 ) -> Result<(), String> {
+    // First of all, because a shim that still awaits its image comes to no other end.
+    ticket::withdraw(&host.places.tickets(), &created.namespace, &created.id)
+        .map_err(|error| error.to_string())?;
     let shim = match shim {
         Some(shim) => Some(shim),
         None => host
@@ -208,13 +214,11 @@ pub async fn undo_destination(
             .unwrap_or(None),
     };
     if let Some(shim) = shim {
-        // It has something to finish only if the restore had begun; otherwise the ticket ends its wait.
+        // What it says does not matter: the engine's removal ends whatever is left.
         if let Err(error) = shim.finish_restore().await {
             log::debug!("migration {migration}: {error}");
         }
     }
-    ticket::withdraw(&host.places.tickets(), &created.namespace, &created.id)
-        .map_err(|error| error.to_string())?;
     host.engine
         .remove(&created.id)
         .await
@@ -247,7 +251,7 @@ pub async fn learn_verdict(host: &Host, migration: &MigrationId, source: &str) -
         match ask_verdict(host, migration, source).await {
             Ok(verdict) => return verdict,
             Err(problem) => {
-                log::warn!("migration {migration}: {source} does not tell the verdict: {problem}")
+                log::warn!("migration {migration}: {source} does not tell the verdict: {problem}");
             }
         }
         sleep(deadlines::ASK_AGAIN).await;

@@ -13,6 +13,9 @@ use std::time::{Duration, Instant};
 use libcgroups::common::{CgroupSetup, get_cgroup_setup};
 use libcgroups::v1::ControllerType;
 use libcgroups::v1::util::get_subsystem_mount_point;
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 /// How long tasks may take to freeze: a task in an uninterruptible wait holds it up. CRIU gives up after as long.
@@ -60,6 +63,15 @@ impl Freezer {
         })
     }
 
+    /// A freezer of version 1 at a place of a test's choice.
+    #[cfg(test)]
+    pub(crate) fn v1_at(directory: &Path) -> Self {
+        Self {
+            directory: directory.to_owned(),
+            version: Version::V1,
+        }
+    }
+
     /// Whether every task is frozen.
     pub fn is_frozen(&self) -> io::Result<bool> {
         match self.version {
@@ -97,6 +109,22 @@ impl Freezer {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             other => other,
         }
+    }
+
+    /// Kills every task, frozen or not. A cgroup that is gone has none.
+    pub fn kill(&self) -> io::Result<()> {
+        let procs = match fs::read_to_string(self.directory.join("cgroup.procs")) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            other => other?,
+        };
+        for pid in procs.lines().filter_map(|pid| pid.parse().ok()) {
+            match kill(Pid::from_raw(pid), Signal::SIGKILL) {
+                Ok(()) | Err(Errno::ESRCH) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        // A frozen task dies when it thaws, before it runs a single instruction of its own.
+        self.thaw()
     }
 
     fn write(&self, v1: &str, v2: &str) -> io::Result<()> {

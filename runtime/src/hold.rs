@@ -5,8 +5,10 @@
 //! needs neither shim nor agent: `hold.json` says all. It never writes `committed`.
 //!
 //! At `pre-dump` it freezes the container's cgroup, because CRIU would take 100 ms for it (see `freezer`), and
-//! leaves a thawer behind: a process that waits for CRIU's end and thaws. So whatever becomes of CRIU, of the shim
-//! and of the agent, a container that was not paused before a dump is not left paused by it.
+//! leaves a thawer behind: a process that waits for CRIU's end and settles what is left (see [`HoldRecord::settle`]).
+//! CRIU gives a cgroup back as it found it, so tasks that CRIU resumes stay frozen until they are thawed here. That
+//! makes the thaw, not CRIU's resume, the act that gives the container back: a holder that is killed makes CRIU
+//! resume, and still nothing runs unless `aborted` stands.
 
 use std::fs;
 use std::io;
@@ -54,8 +56,27 @@ pub struct HoldRecord {
     pub hold_ms: Option<u64>,
     /// Whether a gate has closed the network namespace, which the holder is to open at `network-unlock`.
     pub gated: bool,
-    /// For a dump: the container's freezer.
+    /// For a dump: the freezer of a container that was not paused before.
     pub freezer: Option<Freezer>,
+}
+
+impl HoldRecord {
+    /// Settles a dump that CRIU has done with: lets the tasks run, or makes sure that they do not.
+    ///
+    /// A held dump that ends without a verdict is aborted first; tasks that are left after `committed` are killed.
+    /// May be called again, by whoever outlived CRIU.
+    pub fn settle(&self) -> io::Result<()> {
+        let Some(freezer) = &self.freezer else {
+            return Ok(());
+        };
+        match &self.verdict {
+            None => freezer.thaw(),
+            Some(path) => match verdict::decide(path, Verdict::Aborted)? {
+                Verdict::Aborted => freezer.thaw(),
+                Verdict::Committed => freezer.kill(),
+            },
+        }
+    }
 }
 
 /// Runs one action; an error fails it, which CRIU understands as "resume" after a dump and "kill" before a start.
@@ -86,7 +107,7 @@ pub fn main(called_as: &Path) -> io::Result<()> {
     }
 }
 
-/// Waits for CRIU's end, then thaws the container; this is a process of its own, which outlives the holder.
+/// Waits for CRIU's end, then settles the dump; this is a process of its own, which outlives the holder.
 pub fn thawer_main(called_as: &Path, criu_pid: &str) -> io::Result<()> {
     let control = ControlDir::at(called_as.parent().unwrap_or(Path::new("/")));
     let record: HoldRecord = serde_json::from_slice(&fs::read(control.join("hold.json"))?)?;
@@ -94,7 +115,7 @@ pub fn thawer_main(called_as: &Path, criu_pid: &str) -> io::Result<()> {
     while is_running(&criu) {
         std::thread::sleep(THAW_POLL_INTERVAL);
     }
-    record.freezer.map_or(Ok(()), |freezer| freezer.thaw())
+    record.settle()
 }
 
 /// A zombie has ended, whether or not its parent has looked.
@@ -107,11 +128,8 @@ fn is_running(process: &Path) -> bool {
         .is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
 }
 
-/// Freezes a container that is not frozen already, with the thawer in place first.
+/// Freezes a container, with the thawer in place first.
 fn freeze(freezer: &Freezer, control: &ControlDir) -> io::Result<()> {
-    if freezer.is_frozen()? {
-        return Ok(());
-    }
     Command::new("/proc/self/exe")
         .arg0(control.join(THAWER_NAME))
         .arg(std::os::unix::process::parent_id().to_string())
@@ -167,6 +185,44 @@ mod tests {
         verdict::decide(&path, Verdict::Committed).unwrap();
         let verdict = hold_dump(&path, Some(0)).unwrap();
         assert!(obey(&verdict).is_ok());
+    }
+
+    fn record(directory: &Path) -> HoldRecord {
+        fs::write(directory.join("freezer.state"), "FROZEN").unwrap();
+        fs::write(directory.join("cgroup.procs"), "").unwrap();
+        HoldRecord {
+            verdict: Some(directory.join("verdict")),
+            freezer: Some(Freezer::v1_at(directory)),
+            ..HoldRecord::default()
+        }
+    }
+
+    #[test]
+    fn a_dump_whose_holder_died_is_aborted_before_it_is_thawed() {
+        let directory = tempfile::tempdir().unwrap();
+        let record = record(directory.path());
+        record.settle().unwrap();
+        let verdict = directory.path().join("verdict");
+        assert_eq!(
+            verdict::decide(&verdict, Verdict::Committed).unwrap(),
+            Verdict::Aborted
+        );
+        assert!(
+            fs::read_to_string(directory.path().join("freezer.state"))
+                .unwrap()
+                .starts_with("THAWED")
+        );
+    }
+
+    #[test]
+    fn tasks_left_after_a_commit_are_killed_not_resumed() {
+        let directory = tempfile::tempdir().unwrap();
+        let record = record(directory.path());
+        let mut task = Command::new("sleep").arg("60").spawn().unwrap();
+        fs::write(directory.path().join("cgroup.procs"), format!("{}\n", task.id())).unwrap();
+        verdict::decide(&directory.path().join("verdict"), Verdict::Committed).unwrap();
+        record.settle().unwrap();
+        assert!(!task.wait().unwrap().success());
     }
 
     #[test]

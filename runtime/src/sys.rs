@@ -5,6 +5,8 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::libc;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// Waits for any child that has ended, without blocking: its pid and raw wait status.
 ///
@@ -52,4 +54,11 @@ pub(crate) fn kill(pid: nix::unistd::Pid, signal: i32) -> io::Result<()> {
         return Err(io::Error::last_os_error());
     }
     Ok(())
+}
+
+/// Registers an event source with tokio, to be waited on until it is readable.
+pub(crate) fn watch_readable<T: AsRawFd>(source: T) -> io::Result<AsyncFd<T>> {
+    // SAFETY: the callers pass an EventFd or an Inotify, which own their descriptor and keep it open, and the
+    // same, until they are dropped with the registration.
+    unsafe { AsyncFd::register_with_interest(source, Interest::READABLE) }.map_err(io::Error::from)
 }

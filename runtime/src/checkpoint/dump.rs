@@ -30,6 +30,8 @@ const OPERATION: &str = "dump";
 pub struct DumpRequest {
     /// The container's first process.
     pub pid: i32,
+    /// Whether it is paused, and is to stay so.
+    pub paused: bool,
     /// Whether the container has a terminal.
     pub terminal: bool,
     /// An existing directory of mode 0700.
@@ -65,6 +67,7 @@ pub struct Dump {
     site: Site,
     request: DumpRequest,
     work: PathBuf,
+    record: HoldRecord,
     reports: Reports,
     call: Pin<Box<dyn Future<Output = Result<(), RuncError>> + Send>>,
     clock: Clock,
@@ -86,10 +89,13 @@ impl Dump {
                 .as_ref()
                 .map(|hold| hold.deadline.as_millis().try_into().unwrap_or(u64::MAX)),
             gated: false,
-            freezer: Some(Freezer::of(request.pid).map_err(unready)?),
+            freezer: (!request.paused)
+                .then(|| Freezer::of(request.pid))
+                .transpose()
+                .map_err(unready)?,
         };
-        let record = serde_json::to_vec(&record).map_err(|error| unready(error.into()))?;
-        write_atomically(&site.control.join("hold.json"), &record).map_err(unready)?;
+        let json = serde_json::to_vec(&record).map_err(|error| unready(error.into()))?;
+        write_atomically(&site.control.join("hold.json"), &json).map_err(unready)?;
         Manifest::new(&site.id, owner, request.terminal)
             .write(&request.image_dir)
             .map_err(unready)?;
@@ -121,19 +127,20 @@ impl Dump {
             site,
             request,
             work,
+            record,
             reports,
             call,
             clock: Clock::start(),
         })
     }
 
-    /// Returns when the image is complete and every task is stopped, with what the steps so far took.
-    pub async fn held(&mut self) -> Result<&[Step], CheckpointError> {
+    /// Returns when the image is complete and every task is stopped, with what the steps took.
+    pub async fn held(&mut self) -> Result<Vec<Step>, CheckpointError> {
         loop {
             tokio::select! {
                 biased;
                 report = self.reports.next() => match report {
-                    Ok((Report::Hold { action }, _)) if self.note(&action) == POST_DUMP => return Ok(&self.clock.steps),
+                    Ok((Report::Hold { action }, _)) if self.note(&action) == POST_DUMP => return Ok(self.clock.take()),
                     Ok(_) => {}
                     Err(error) => return Err(CheckpointError::unready(OPERATION, &self.site, &error)),
                 },
@@ -148,7 +155,7 @@ impl Dump {
         }
     }
 
-    /// Returns when the dump is over.
+    /// Returns when the dump is over, with what the steps since `held` took.
     pub async fn end(mut self) -> Result<(DumpEnd, Vec<Step>), CheckpointError> {
         let result = loop {
             tokio::select! {
@@ -157,6 +164,10 @@ impl Dump {
                 result = &mut self.call => break result,
             }
         };
+        // The thawer does the same; whichever of us is alive.
+        if let Err(error) = self.record.settle() {
+            log::error!("container {} may be left frozen: {error}", self.site.id);
+        }
         self.clock.mark("end");
         let aborted = self
             .request

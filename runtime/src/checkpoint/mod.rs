@@ -75,6 +75,11 @@ impl Clock {
         });
         self.last = now;
     }
+
+    /// The steps that are not taken yet.
+    fn take(&mut self) -> Vec<Step> {
+        std::mem::take(&mut self.steps)
+    }
 }
 
 /// Names our CRIU configuration in a bundle's `config.json`, so that runC remembers it for every later dump, and

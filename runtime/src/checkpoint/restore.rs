@@ -165,13 +165,13 @@ impl Restore {
             .map_err(|error| CheckpointError::unready(OPERATION, &self.site, &error))
     }
 
-    /// Returns when everything is restored and nothing runs, with what the steps so far took.
-    pub async fn held(&mut self) -> Result<&[Step], CheckpointError> {
+    /// Returns when everything is restored and nothing runs, with what the steps took.
+    pub async fn held(&mut self) -> Result<Vec<Step>, CheckpointError> {
         loop {
             match self.next().await? {
                 Some((Report::Hold { action }, _)) if action == POST_RESTORE => {
                     self.clock.mark("restore");
-                    return Ok(&self.clock.steps);
+                    return Ok(self.clock.take());
                 }
                 Some(_) => {}
                 None => return Err(self.failure(&ended_early())),
@@ -179,7 +179,7 @@ impl Restore {
         }
     }
 
-    /// Returns when the container runs.
+    /// Returns when the container runs, with what the steps since `held` took.
     pub async fn end(mut self) -> Result<Vec<Step>, CheckpointError> {
         while self.next().await?.is_some() {}
         self.clock.mark("resume");

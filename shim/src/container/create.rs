@@ -1,33 +1,24 @@
 //! Makes a container: root file system, streams, `runc create`. On failure nothing made here is left.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use containerd_shim::api::CreateTaskRequest;
 use containerd_shim::asynchronous::io::Stdio;
 use godwit_runtime::bundle::Bundle;
 use godwit_runtime::cgroup::Cgroup;
-use godwit_runtime::checkpoint::restore::{Restore, RestoreRequest};
-use godwit_runtime::checkpoint::{self, CheckpointError};
+use godwit_runtime::checkpoint::{self, Site};
 use godwit_runtime::control::{ControlDir, ShimRecord};
-use godwit_runtime::options::Layer;
+use godwit_runtime::options::{CheckpointOptions, HOST_FILE, Layer};
 use godwit_runtime::reaper::Departure;
 use godwit_runtime::runc::{CreateOptions, Runc};
-use godwit_runtime::ticket::{self, Ticket};
 use log::warn;
-use tokio::sync::oneshot;
-use tokio::time::interval;
 
 use super::Shim;
-use super::checkpointing::PendingRestore;
-use super::command::{Delivery, Held, Reply};
+use super::restore::{self, Exchange, Origin, PendingRestore};
 use crate::error::{ShimError, failed};
 use crate::io::{self, IoOwner, ProcessIo};
 use crate::options;
 use crate::rootfs;
-
-/// How often a ticket is looked at while its image is to come: a move that is given up ends the wait this soon.
-const TICKET_CHECK_INTERVAL: Duration = Duration::from_millis(250);
 
 /// What stays the same for a container's life.
 #[derive(Clone)]
@@ -47,7 +38,7 @@ pub(super) struct Identity {
     pub(super) annotated: Layer,
     /// The CRIU configuration the container brought itself.
     pub(super) own_criu_config: Option<PathBuf>,
-    no_pivot: bool,
+    pub(super) no_pivot: bool,
     no_new_keyring: bool,
 }
 
@@ -59,14 +50,6 @@ pub(super) struct Created {
     pub(super) cgroup: Option<Cgroup>,
     /// The restore it is made by, which waits at its gate.
     pub(super) restore: Option<PendingRestore>,
-}
-
-/// What the owner and a creation under way tell each other.
-pub(super) struct Exchange {
-    /// Tells the owner that the image must be waited for.
-    pub(super) awaited: oneshot::Sender<()>,
-    /// Brings the image.
-    pub(super) delivery: oneshot::Receiver<Delivery>,
 }
 
 impl Identity {
@@ -130,6 +113,35 @@ impl Identity {
         kept.map_err(failed("write to the bundle"))
     }
 
+    /// The container as dump and restore see it.
+    pub(super) fn site(&self) -> Site {
+        Site {
+            namespace: self.namespace.clone(),
+            id: self.id.clone(),
+            control: self.control.clone(),
+            bundle: self.bundle.clone(),
+            runc: self.runc.clone(),
+            program: self.program.clone(),
+            own_criu_config: self.own_criu_config.clone(),
+        }
+    }
+
+    /// The options that follow from `request`, the container's annotations and the host's file.
+    pub(super) fn checkpoint_options(&self, request: &Layer) -> Result<CheckpointOptions, ShimError> {
+        let host = Layer::from_host_file(HOST_FILE.as_ref()).map_err(failed("read the host's options"))?;
+        // Docker cannot say what it means under a runtime name that is not its own. Its own default is to stop.
+        let engine = Layer {
+            leave_running: Some(self.namespace != "moby"),
+            ..Layer::default()
+        };
+        Ok(CheckpointOptions::resolve(&[
+            request,
+            &self.annotated,
+            &host,
+            &engine,
+        ]))
+    }
+
     /// Where the shim mounts what the request asks to mount. The container's root may lie elsewhere and be
     /// the engine's own, as with Docker.
     fn mount_point(&self) -> PathBuf {
@@ -173,11 +185,11 @@ async fn try_create(
     rootfs::mount(&request.rootfs, &identity.mount_point()).await?;
     let stdio = stdio(request);
     let mut io = ProcessIo::default();
-    let result = match origin(identity, request, exchange).await? {
+    let result = match restore::origin(identity, request, exchange).await? {
         Origin::Fresh => run_create(identity, &stdio, &mut io)
             .await
             .map(|(pid, departure)| (pid, departure, None)),
-        Origin::Image(image) => run_restore(identity, &stdio, image)
+        Origin::Image(image) => restore::run(identity, &stdio, image)
             .await
             .map(|(pid, departure, restore)| (pid, departure, Some(restore))),
     };
@@ -192,109 +204,6 @@ async fn try_create(
         }),
         Err(error) => {
             io.abort().await;
-            Err(error)
-        }
-    }
-}
-
-/// What a container is made from.
-enum Origin {
-    /// Its configuration.
-    Fresh,
-    /// A checkpoint image.
-    Image(Image),
-}
-
-struct Image {
-    directory: PathBuf,
-    verdict: Option<PathBuf>,
-    deliverer: Option<Reply<Held>>,
-}
-
-/// Finds out what the container is to be made from; with a ticket whose image is to come, waits for it.
-async fn origin(
-    identity: &Identity,
-    request: &CreateTaskRequest,
-    exchange: Exchange,
-) -> Result<Origin, ShimError> {
-    let here = |directory: PathBuf| {
-        Origin::Image(Image {
-            directory,
-            verdict: None,
-            deliverer: None,
-        })
-    };
-    if !request.checkpoint.is_empty() {
-        return Ok(here(PathBuf::from(&request.checkpoint)));
-    }
-    let claimed = Ticket::claim(&ticket::default_root(), &identity.namespace, &identity.id)
-        .map_err(failed(format!("restore container {}", identity.id)))?;
-    let Some(claimed) = claimed else {
-        return Ok(Origin::Fresh);
-    };
-    if let Some(directory) = claimed.ticket.image_dir.clone() {
-        return Ok(here(directory));
-    }
-    let Exchange {
-        awaited,
-        mut delivery,
-    } = exchange;
-    let _ = awaited.send(());
-    let mut check = interval(TICKET_CHECK_INTERVAL);
-    loop {
-        tokio::select! {
-            delivered = &mut delivery => {
-                let delivered = delivered.map_err(failed("wait for the checkpoint image"))?;
-                return Ok(Origin::Image(Image {
-                    directory: delivered.image_dir,
-                    verdict: Some(delivered.verdict),
-                    deliverer: Some(delivered.reply),
-                }));
-            }
-            _ = check.tick() => claimed
-                .check()
-                .map_err(failed(format!("container {} of move {}", identity.id, claimed.ticket.migration)))?,
-        }
-    }
-}
-
-/// Starts the restore and returns when its namespaces stand and the gate is shut.
-async fn run_restore(
-    identity: &Identity,
-    stdio: &Stdio,
-    image: Image,
-) -> Result<(i32, Departure, PendingRestore), ShimError> {
-    let result = async {
-        let (streams, pending) = io::open(stdio, identity.io_owner, identity.control.join("console.sock"))?;
-        let request = RestoreRequest {
-            image_dir: image.directory,
-            work_dir: None,
-            options: identity.checkpoint_options(&Layer::default())?,
-            terminal: stdio.terminal,
-            no_pivot: identity.no_pivot,
-            verdict: image.verdict,
-        };
-        // The init is CRIU's child until CRIU has ended, and may end before we know its pid.
-        let nursery = identity.runc.reaper().nursery();
-        let broken = |error: CheckpointError| ShimError::Failed(error.to_string());
-        let mut restore = Restore::begin(identity.site(), &request, streams).map_err(broken)?;
-        let pid = restore.gated().await.map_err(broken)?;
-        let departure = nursery.adopt(pid);
-        Ok::<_, ShimError>((pid, departure, restore, pending))
-    };
-    match result.await {
-        Ok((pid, departure, restore, pending)) => {
-            let pending = PendingRestore {
-                restore,
-                streams: pending,
-                deliverer: image.deliverer,
-            };
-            Ok((pid, departure, pending))
-        }
-        Err(error) => {
-            if let Some(deliverer) = image.deliverer {
-                let _ = deliverer.send(Err(ShimError::Failed(error.to_string())));
-            }
             Err(error)
         }
     }

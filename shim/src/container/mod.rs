@@ -3,13 +3,13 @@
 //! One task owns each container (`owner`); a handle only puts commands in its inbox and waits for the answer.
 //! The registry's lock is held for a look-up, never for work.
 
-mod checkpointing;
 mod command;
 mod create;
 mod exec;
 pub(crate) mod lifecycle;
 mod owner;
 mod process;
+mod restore;
 
 use std::collections::HashMap;
 use std::path::PathBuf;

@@ -26,10 +26,10 @@ const MAX_ANSWER_BYTES: usize = 4 << 20;
 
 /// Nobody listens on the agent's socket.
 #[derive(Debug, thiserror::Error)]
-#[error("the agent on this host does not answer on {socket} ({source}): is `godwit agent` running?")]
+#[error("the agent on this host does not answer on {socket} ({error}): is `godwit agent` running?")]
 pub(crate) struct Unreachable {
     socket: PathBuf,
-    source: std::io::Error,
+    error: std::io::Error,
 }
 
 /// Sends one request; a refusal becomes an error in the agent's words.
@@ -39,9 +39,9 @@ pub(crate) async fn send(
     path: &str,
     body: Option<&impl Serialize>,
 ) -> anyhow::Result<Response<Incoming>> {
-    let unreachable = |source| Unreachable {
+    let unreachable = |error| Unreachable {
         socket: socket.into(),
-        source,
+        error,
     };
     let stream = timeout(CONNECT_DEADLINE, UnixStream::connect(socket))
         .await
