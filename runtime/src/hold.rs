@@ -43,6 +43,9 @@ pub const POST_RESTORE: &str = "post-restore";
 /// CRIU's name of the action at which every socket is restored and traffic may flow.
 pub const NETWORK_UNLOCK: &str = "network-unlock";
 
+/// CRIU's name of the action at which every socket has left its repair and no task runs yet.
+pub const PRE_RESUME: &str = "pre-resume";
+
 /// How often the thawer looks whether CRIU has ended: it adds to the downtime of a checkpoint that leaves the
 /// container running.
 const THAW_POLL_INTERVAL: Duration = Duration::from_millis(1);
@@ -84,9 +87,13 @@ pub fn main(called_as: &Path) -> io::Result<()> {
     let control = ControlDir::at(called_as.parent().unwrap_or(Path::new("/")));
     let action = std::env::var("CRTOOLS_SCRIPT_ACTION").map_err(io::Error::other)?;
     let record: HoldRecord = serde_json::from_slice(&fs::read(control.join("hold.json"))?)?;
-    if action == NETWORK_UNLOCK && record.gated {
-        let pid = std::env::var("CRTOOLS_INIT_PID").map_err(io::Error::other)?;
-        gate::open_network(pid.parse().map_err(io::Error::other)?)?;
+    if record.gated {
+        // A connection through another host's address translation ends anyway: a move need not wait for this.
+        match (action.as_str(), &record.verdict) {
+            (NETWORK_UNLOCK, None) => gate::quiet_network(init_pid()?)?,
+            (NETWORK_UNLOCK, Some(_)) | (PRE_RESUME, None) => gate::open_network(init_pid()?)?,
+            _ => {}
+        }
     }
     if let (PRE_DUMP, Some(freezer)) = (action.as_str(), &record.freezer) {
         freeze(freezer, &control)?;
@@ -105,6 +112,11 @@ pub fn main(called_as: &Path) -> io::Result<()> {
         (POST_RESTORE, Some(path)) => obey(&hold_restore(path)?),
         _ => Ok(()),
     }
+}
+
+fn init_pid() -> io::Result<i32> {
+    let pid = std::env::var("CRTOOLS_INIT_PID").map_err(io::Error::other)?;
+    pid.parse().map_err(io::Error::other)
 }
 
 /// Waits for CRIU's end, then settles the dump; this is a process of its own, which outlives the holder.
