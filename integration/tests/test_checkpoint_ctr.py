@@ -1,6 +1,7 @@
 """containerd's own client: checkpoints to a directory and to an image, restores, and terminals."""
 
 from tests.checkpoints import CheckpointTest
+from tests.support import Terminal
 
 IMAGE = "docker.io/library/busybox:latest"
 CHECKPOINT = "registry.test/web:one"
@@ -99,3 +100,19 @@ class Ctr(CheckpointTest):
         self.assertIn("cgroup is not empty", done.stderr)
         self.assert_goes_on(name, before)
         self.assertEqual("none", self.task_status(copy))
+
+    def test_a_container_with_a_terminal_comes_back_with_one(self) -> None:
+        name = self.new_name()
+        self.addCleanup(self.remove, name)
+        # ctr wants a terminal itself when the container has one
+        with Terminal(self.ha, "ctr", "run", "--detach", "--tty", "--runtime", self.runtime, IMAGE, name, *COUNTER) as run:
+            self.assertEqual(0, run.exit_code(), run.output)
+        before = self.count(name)
+        self.ctr("container", "checkpoint", "--task", "--rw", name, CHECKPOINT)
+        self.assert_goes_on(name, before)
+        self.ctr("task", "rm", "--force", name)
+        self.ctr("container", "rm", name)
+        with Terminal(self.ha, "ctr", "container", "restore", "--rw", "--live", name, CHECKPOINT):
+            self.assert_goes_on(name, before)
+            link = self.ctr("task", "exec", "--exec-id", "t", name, "readlink", "/proc/1/fd/1").stdout
+            self.assertIn("/dev/pts/0", link)

@@ -3,6 +3,7 @@
 import time
 
 from tests.checkpoints import SERVER, CheckpointTest
+from tests.support import Terminal
 
 LEAVE_RUNNING = "io.godwit.checkpoint.leave-running"
 TCP = "io.godwit.checkpoint.tcp"
@@ -78,10 +79,18 @@ class Restored(CheckpointTest):
         self.soon("its restart", lambda: self.inspect(name, "{{.State.Pid}}") not in (pid, "0"))
         self.assertEqual(1, self.link("client", self.ha.address, 8080).ask(), "it was started afresh")
 
-    def test_a_terminal_is_refused_and_the_container_runs_on(self) -> None:
+    def test_a_shell_on_a_terminal_goes_on(self) -> None:
         name = self.start("busybox", "sh", options=("--tty", "--interactive"))
-        self.assertIn("TTY", self.failed_checkpoint(name))
-        self.assertEqual("running", self.status(name))
+        with Terminal(self.ha, "docker", "attach", name) as terminal:
+            terminal.send("word=kept; stty rows 33 cols 99; echo set-$((1+1))\n")
+            terminal.expect("set-2")
+        self.checkpoint(name)
+        self.restore(name)
+        with Terminal(self.ha, "docker", "attach", name) as terminal:
+            terminal.send("tty; echo $word-$((2+2))\n")
+            terminal.expect("kept-4")
+            self.assertIn("/dev/pts/0", terminal.output)
+        self.assert_no_trace(name)
 
 
 class Networks(CheckpointTest):
