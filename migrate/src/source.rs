@@ -16,6 +16,7 @@ use godwit_runtime::verdict::Verdict;
 
 use crate::checks;
 use crate::clock::{Bytes, Clock, Outcome, Report};
+use crate::connections;
 use crate::deadlines;
 use crate::engine::Container;
 use crate::failure::{Cause, Failure, Problem};
@@ -241,6 +242,7 @@ impl Source {
                     ));
                 }
                 memory_bytes = checks::memory_of(view.pid);
+                objections.extend(connections::objection(container, view.pid));
                 match (self.host.upper_dir)(&view.rootfs) {
                     Ok(upper) => self.upper = upper,
                     Err(error) => objections.push(format!("its writable layer cannot be read: {error}")),
