@@ -149,6 +149,10 @@ with socket.create_connection(("{ADDRESS}", 6379)) as redis:
         listed = self.docker("ps", "--all", "--format", "{{.Names}} {{.State}}", host=host).stdout
         return dict(line.split() for line in listed.splitlines())
 
+    def images(self, host: Host) -> set[str]:
+        """The images of a host, by their ids."""
+        return set(self.docker("images", "--quiet", host=host).stdout.split())
+
     # -- moves ---------------------------------------------------------------------------------------------------------
 
     def begin_move(self, name: str, source: Host | None = None, target: Host | None = None) -> Move:
@@ -176,7 +180,7 @@ with socket.create_connection(("{ADDRESS}", 6379)) as redis:
             "tickets": self._names(host, "/run/godwit/tickets/moby"),
             "journals": self._names(host, "/var/lib/godwit/migrations"),
             "processes": [line for line in processes if PASSING.search(line)],
-            "mounts": [line for line in mounts if "godwit" in line and "/run/godwit-" not in line],
+            "mounts": [line for line in mounts if "/godwit/" in line.split()[4]],
             "firewall": [line for line in host.run("nft", "list", "tables").stdout.splitlines() if "godwit" in line],
         }
 
@@ -202,7 +206,7 @@ with socket.create_connection(("{ADDRESS}", 6379)) as redis:
         """Remembers a container of ha; what it returns checks that nothing of it has changed and hb knows nothing of it."""
         wanted = ("{{.Id}} {{.State.Pid}} {{.State.StartedAt}} {{.State.Status}} {{.RestartCount}}"
                   " {{json .HostConfig.RestartPolicy}}")  # fmt: skip
-        before, images = self.inspect(name, wanted), self.docker("images", "--quiet", host=self.hb).stdout
+        before, images = self.inspect(name, wanted), self.images(self.hb)
         elsewhere = self.containers(self.hb)
 
         def check(*, layers_may_stay: bool = False) -> None:
@@ -211,7 +215,7 @@ with socket.create_connection(("{ADDRESS}", 6379)) as redis:
             self.holds_nothing(self.hb)
             self.holds_nothing(self.ha)
             if not layers_may_stay:
-                self.assertEqual(images, self.docker("images", "--quiet", host=self.hb).stdout)
+                self.assertEqual(images, self.images(self.hb))
 
         return check
 

@@ -49,13 +49,13 @@ class Everything(MoveTest):
         client = self.start_load()
         source, target = self.ha, self.hb
         for number in range(3):
-            identity, files, log = self.identity(name, source), self.files(name, source), self.logs(name, source)
+            identity, files, log = self.identity(name, source), self.files(name, source), self.log(name, source)
             move = self.move(name, source, target)
             self.goes_on(client)
             with self.subTest(move=number):
                 self.assertEqual(identity, self.identity(name, target))
                 self.assertEqual(files, self.files(name, target))
-                log_there = self.logs(name, target)
+                log_there = self.log(name, target)
                 self.assertTrue(log_there.startswith(log), f"{log_there!r} does not begin with {log!r}")
                 self.assertEqual(image, self.docker("images", "--no-trunc", "--quiet", "redis:8", host=target).stdout.strip())
                 self.assertEqual(number == 0, move.events[-1]["report"]["bytes"]["layers"] > 0, "layers go only once")
@@ -72,6 +72,10 @@ class Everything(MoveTest):
         self.soon("Docker to start it again", lambda: self.redis(name, "PING", host=self.hb, check=False) == "PONG")
         self.assertEqual("1", self.inspect(name, "{{.RestartCount}}", self.hb))
         self.assertGreaterEqual(int(self.redis(name, "DBSIZE", host=self.hb)), account["acknowledged"])
+
+    def log(self, name: str, host: Host) -> str:
+        """A container's log with the time of each line."""
+        return self.docker("logs", "--timestamps", name, host=host).stdout
 
     def root_of(self, name: str, host: Host) -> Path:
         """A container's root as its processes see it, by the machine's path."""
@@ -171,9 +175,10 @@ with socket.create_connection(("{host.address}", 8090), timeout=5) as server:
         name = self.start_echo()
         process = self.client_of(self.ha)
         process.communicate(b"\n")
-        self.soon("its end", lambda: "ESTAB" not in self.ha.run("nsenter", "-t", self.inspect(name, "{{.State.Pid}}"), "-n", "ss", "-tn").stdout)
+        in_its_network = ("nsenter", "-t", self.inspect(name, "{{.State.Pid}}"), "-n")
+        self.soon("its end", lambda: "ESTAB" not in self.ha.run(*in_its_network, "ss", "-tn").stdout)
         self.move(name)
-        self.assertIn("2 a", self.client_of(self.hb) and "2 a")
+        self.client_of(self.hb)
         self.assertTrue(self.inspect(name, "{{.NetworkSettings.Networks.bridge.IPAddress}}", self.hb).startswith("172.17."))
         self.holds_nothing(self.ha)
         self.holds_nothing(self.hb)
