@@ -213,9 +213,6 @@ impl Source {
     async fn own_objections(&mut self) -> Result<(Vec<String>, u64), Problem> {
         let container = &self.container;
         let mut objections = checks::tools(&self.host.tools).await;
-        if !container.running {
-            objections.push(format!("{} is not running", container.name));
-        }
         let mut memory_bytes = 0;
         let found = self
             .host
@@ -232,8 +229,10 @@ impl Source {
                         view.protocol
                     ));
                 }
-                if container.running && view.state != "running" {
+                if view.state != "running" {
                     objections.push(format!("{} is {}, not running", container.name, view.state));
+                } else if !container.running {
+                    objections.push(format!("{} is not running", container.name));
                 }
                 if !view.execs.is_empty() {
                     objections.push(format!(
@@ -249,6 +248,7 @@ impl Source {
                 }
                 self.shim = Some(shim);
             }
+            None if !container.running => objections.push(format!("{} is not running", container.name)),
             None => objections.push(format!(
                 "{} runs under {}, not under Godwit: start it with --runtime io.containerd.godwit.v2",
                 container.name, container.runtime
