@@ -99,7 +99,6 @@ class BeforeTheCommit(Fault):
                 move = self.begin_move(self.name)
                 move.until("freeze")
                 move.until_sent(SOME_OF_IT)
-                client.mark()
                 self.kill_agent(self.ha)
                 self.goes_on(client)  # nobody has started the agent
                 self.assertIsNone(self.ha.daemon_pid("agent"))
