@@ -55,4 +55,4 @@ class LoadClient:
 
     def _ended(self) -> LabError:
         _, said = self._process.communicate()
-        return LabError(f"the load client ended: {said.decode(errors='replace').strip()}")
+        return LabError(f"the load client ended ({self._process.returncode}): {said.decode(errors='replace').strip()}")

@@ -82,15 +82,21 @@ pub fn free_bytes(path: &Path) -> nix::Result<u64> {
 
 /// Memory that the process `pid` and all below it hold and an image would have to carry: an estimate.
 pub fn memory_of(pid: u32) -> u64 {
+    let kilobytes_of = |pid| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        kilobytes(&status, "RssAnon:") + kilobytes(&status, "RssShmem:")
+    };
+    processes_of(pid).into_iter().map(kilobytes_of).sum::<u64>() * 1024
+}
+
+/// The process `pid` and all below it.
+pub fn processes_of(pid: u32) -> BTreeSet<u32> {
     let mut seen = BTreeSet::new();
     let mut open = vec![pid];
-    let mut bytes = 0;
     while let Some(pid) = open.pop() {
         if seen.len() >= MAX_PROCESSES || !seen.insert(pid) {
             continue;
         }
-        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-        bytes += (kilobytes(&status, "RssAnon:") + kilobytes(&status, "RssShmem:")) * 1024;
         let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else {
             continue;
         };
@@ -103,7 +109,7 @@ pub fn memory_of(pid: u32) -> u64 {
             );
         }
     }
-    bytes
+    seen
 }
 
 fn available_memory() -> Option<u64> {

@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 use rustls::pki_types::DnsName;
 use serde::Deserialize;
 
+use crate::host::DEFAULT_HOLD;
+
 /// What one agent is told by its operator.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -33,6 +35,9 @@ pub struct AgentConfig {
     /// What need not: tickets, images on their way, the local API's socket.
     #[serde(default = "default_run_dir")]
     pub run_dir: PathBuf,
+    /// How long a container of this host is held still for a move before it runs on here by itself.
+    #[serde(default = "default_hold_seconds")]
+    pub hold_seconds: u64,
 }
 
 /// Another host.
@@ -109,6 +114,9 @@ impl AgentConfig {
         if self.listen.port() == 0 {
             return Err("listen has port 0; peers need a fixed one, such as 4690".into());
         }
+        if self.hold_seconds == 0 {
+            return Err("hold_seconds is 0; no container could be moved within that".into());
+        }
         for (name, peer) in &self.peers {
             check_name(&format!("peers.{name}"), name)?;
             if *name == self.name {
@@ -146,6 +154,10 @@ fn default_state_dir() -> PathBuf {
 
 fn default_run_dir() -> PathBuf {
     "/run/godwit".into()
+}
+
+fn default_hold_seconds() -> u64 {
+    DEFAULT_HOLD.as_secs()
 }
 
 #[cfg(test)]

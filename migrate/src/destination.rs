@@ -3,8 +3,6 @@
 //! The order is [`Destination::UNDOABLE`], the decision, [`Destination::FORWARD`]. The decision is the source's: from
 //! the word `ready` on this side knows nothing by itself, and if the link is lost it asks until it has the answer.
 
-use std::fs::File;
-use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
@@ -17,6 +15,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::checks;
 use crate::clock::Clock;
+use crate::container_log::Reserve;
 use crate::deadlines;
 use crate::engine::{Created, EngineError};
 use crate::failure::{Cause, Failure, Problem};
@@ -62,7 +61,7 @@ pub struct Destination {
     made: Made,
     shim: Option<Arc<dyn ShimClient>>,
     rootfs: PathBuf,
-    log: Option<PathBuf>,
+    log: Option<Reserve>,
     leftovers: Vec<String>,
 }
 
@@ -227,7 +226,12 @@ impl Destination {
             .map_err(noted)?;
 
         // The engine's description of a container that is being started may have to wait for the start.
-        self.log = self.host.engine.log_path(&created.id).await?;
+        let log = self.host.engine.log_path(&created.id).await?;
+        let log_wanted = log.is_some();
+        self.link.send(Message::Made { log_wanted }).await?;
+        if let Some(path) = log {
+            self.receive_log(path).await?;
+        }
         self.made.lease = Some(
             Lease::issue(&self.host.places, &created, &self.migration)
                 .map_err(|error| Problem::failed(error.to_string()))?,
@@ -236,8 +240,7 @@ impl Destination {
         self.made.starting = Some(tokio::spawn(async move { engine.start(&id).await }));
         self.await_shim(&created).await?;
 
-        let log_wanted = self.log.is_some();
-        self.link.send(Message::Prepared { log_wanted }).await?;
+        self.link.send(Message::Prepared).await?;
         loop {
             match self.link.receive("stream", deadlines::SYNC).await? {
                 Message::Bulk { purpose } => self.receive_bulk(purpose).await?,
@@ -269,6 +272,22 @@ impl Destination {
                 "the engine took the image's layers, and image {image} is not there"
             )))
         }
+    }
+
+    /// Takes the log so far; the engine must not have opened its own yet.
+    async fn receive_log(&mut self, path: PathBuf) -> Result<(), Problem> {
+        match self.link.receive("log", deadlines::PREPARE).await? {
+            Message::Bulk {
+                purpose: Purpose::Log,
+            } => {}
+            other => return Err(self.link.out_of_turn(&other)),
+        }
+        let begin = move |input: &mut crate::bulk::ChunkReader| {
+            Reserve::begin(&path, input).map_err(|error| Problem::io("writing the log", &error))
+        };
+        let (log, _) = self.link.receive_bulk_blocking(begin).await?;
+        self.log = Some(log);
+        Ok(())
     }
 
     /// Waits until the engine's start has come to the point where the shim waits for its image.
@@ -382,14 +401,24 @@ impl Destination {
                 self.link.receive_bulk_blocking(apply).await?;
             }
             Purpose::Log => {
-                let path = self
+                let mut log = self
                     .log
-                    .clone()
+                    .take()
                     .ok_or_else(|| Problem::protocol("a log was not wanted"))?;
-                let append = move |input: &mut crate::bulk::ChunkReader| {
-                    append_to(&path, input).map_err(|error| Problem::io("writing the log", &error))
+                let fill = move |input: &mut crate::bulk::ChunkReader| {
+                    let dropped = log
+                        .fill(input)
+                        .map_err(|error| Problem::io("writing the log", &error))?;
+                    Ok((log, dropped))
                 };
-                self.link.receive_bulk_blocking(append).await?;
+                let ((log, dropped), _) = self.link.receive_bulk_blocking(fill).await?;
+                self.log = Some(log);
+                if dropped > 0 {
+                    log::warn!(
+                        "migration {}: the last {dropped} bytes of the log found no room",
+                        self.migration
+                    );
+                }
             }
             Purpose::Layers | Purpose::Image => {
                 return Err(Problem::protocol(format!("{purpose:?} came out of turn")));
@@ -573,11 +602,4 @@ async fn start_ended(starting: &mut Option<JoinHandle<Result<(), EngineError>>>)
         ),
         Err(error) => Problem::failed(error.to_string()),
     }
-}
-
-/// Appends to a file that its engine appends to as well.
-fn append_to(path: &std::path::Path, input: &mut dyn io::Read) -> io::Result<()> {
-    let mut file = File::options().append(true).create(true).open(path)?;
-    io::copy(input, &mut file)?;
-    Ok(())
 }

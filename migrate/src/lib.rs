@@ -6,6 +6,8 @@ pub mod ca;
 pub mod checks;
 pub mod clock;
 pub mod config;
+pub mod connections;
+pub mod container_log;
 pub mod deadlines;
 pub mod destination;
 pub mod engine;

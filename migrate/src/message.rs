@@ -86,11 +86,13 @@ pub enum Message {
     },
     /// Prepare: make it.
     Prepare,
-    /// Prepare: it waits for its image, and files and log can come.
-    Prepared {
-        /// There is a log to append to.
+    /// Prepare: the container is made, and if a log is wanted it comes now, before the engine's start.
+    Made {
+        /// There is a log to write.
         log_wanted: bool,
     },
+    /// Prepare: it waits for its image, and files can come.
+    Prepared,
     /// A bulk stream follows.
     Bulk {
         /// What it carries.
@@ -134,7 +136,8 @@ impl Message {
             Self::Offer(_) => "offer",
             Self::Answer { .. } => "answer",
             Self::Prepare => "prepare",
-            Self::Prepared { .. } => "prepared",
+            Self::Made { .. } => "made",
+            Self::Prepared => "prepared",
             Self::Bulk { .. } => "bulk",
             Self::Synced => "synced",
             Self::Freezing => "freezing",

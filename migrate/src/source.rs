@@ -4,9 +4,8 @@
 //! stand before it. The decision is the verdict file: with `committed` in it the container is the destination's, and
 //! nothing that happens afterwards lets it run here again.
 
-use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
+use std::io::Write;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -16,6 +15,8 @@ use godwit_runtime::verdict::Verdict;
 
 use crate::checks;
 use crate::clock::{Bytes, Clock, Outcome, Report};
+use crate::connections;
+use crate::container_log::Tail;
 use crate::deadlines;
 use crate::engine::Container;
 use crate::failure::{Cause, Failure, Problem};
@@ -59,7 +60,7 @@ pub struct Source {
     shim: Option<Arc<dyn ShimClient>>,
     upper: PathBuf,
     sent_files: Option<Index>,
-    log: Option<LogTail>,
+    log: Option<Tail>,
     image_wanted: bool,
     hold: Hold,
     bytes: Bytes,
@@ -212,9 +213,6 @@ impl Source {
     async fn own_objections(&mut self) -> Result<(Vec<String>, u64), Problem> {
         let container = &self.container;
         let mut objections = checks::tools(&self.host.tools).await;
-        if !container.running {
-            objections.push(format!("{} is not running", container.name));
-        }
         let mut memory_bytes = 0;
         let found = self
             .host
@@ -231,8 +229,10 @@ impl Source {
                         view.protocol
                     ));
                 }
-                if container.running && view.state != "running" {
+                if view.state != "running" {
                     objections.push(format!("{} is {}, not running", container.name, view.state));
+                } else if !container.running {
+                    objections.push(format!("{} is not running", container.name));
                 }
                 if !view.execs.is_empty() {
                     objections.push(format!(
@@ -241,12 +241,14 @@ impl Source {
                     ));
                 }
                 memory_bytes = checks::memory_of(view.pid);
+                objections.extend(connections::objection(container, view.pid));
                 match (self.host.upper_dir)(&view.rootfs) {
                     Ok(upper) => self.upper = upper,
                     Err(error) => objections.push(format!("its writable layer cannot be read: {error}")),
                 }
                 self.shim = Some(shim);
             }
+            None if !container.running => objections.push(format!("{} is not running", container.name)),
             None => objections.push(format!(
                 "{} runs under {}, not under Godwit: start it with --runtime io.containerd.godwit.v2",
                 container.name, container.runtime
@@ -280,18 +282,19 @@ impl Source {
             let layers = self.host.engine.export_image(&self.container).await?;
             self.bytes.layers = self.link.send_stream(Purpose::Layers, layers).await?;
         }
-        let log_wanted = match self.link.receive("prepared", deadlines::PREPARE).await? {
-            Message::Prepared { log_wanted } => log_wanted,
+        match self.link.receive("made", deadlines::PREPARE).await? {
+            Message::Made { log_wanted: false } => {}
+            Message::Made { log_wanted: true } => self.begin_log().await?,
             other => return Err(self.link.out_of_turn(&other)),
-        };
+        }
+        match self.link.receive("prepared", deadlines::PREPARE).await? {
+            Message::Prepared => {}
+            other => return Err(self.link.out_of_turn(&other)),
+        }
         for _ in 0..MAX_SYNC_ROUNDS {
             if self.send_files().await? < SMALL_ROUND_BYTES {
                 break;
             }
-        }
-        if log_wanted && let Some(path) = self.host.engine.log_path(&self.container.id).await? {
-            self.log = Some(LogTail::open(&path).map_err(|error| Problem::io("opening the log", &error))?);
-            self.send_log().await?;
         }
 
         let noted = |error| Problem::io("the journal", &error);
@@ -451,6 +454,18 @@ impl Source {
         Ok(bytes)
     }
 
+    /// Sends the log so far.
+    async fn begin_log(&mut self) -> Result<(), Problem> {
+        let Some(path) = self.host.engine.log_path(&self.container.id).await? else {
+            return Err(Problem::failed(
+                "the destination keeps a log of a kind that is not kept here",
+            ));
+        };
+        self.log = Some(Tail::open(&path).map_err(|error| Problem::io("opening the log", &error))?);
+        self.send_log().await
+    }
+
+    /// Sends what was added to the log since.
     async fn send_log(&mut self) -> Result<(), Problem> {
         let Some(mut log) = self.log.take() else {
             return Ok(());
@@ -498,29 +513,5 @@ impl Source {
             steps: clock.take_steps(),
             remarks: self.remarks,
         }
-    }
-}
-
-/// A log that grows, and how far it was sent.
-#[derive(Debug)]
-struct LogTail {
-    file: File,
-    sent: u64,
-}
-
-impl LogTail {
-    fn open(path: &Path) -> io::Result<Self> {
-        Ok(Self {
-            file: File::open(path)?,
-            sent: 0,
-        })
-    }
-
-    /// Copies what was added since the last time and up to now; the writer may be in the middle of a line.
-    fn copy_rest(&mut self, out: &mut dyn Write) -> io::Result<()> {
-        let length = self.file.metadata()?.len();
-        self.file.seek(SeekFrom::Start(self.sent))?;
-        self.sent += io::copy(&mut (&self.file).take(length.saturating_sub(self.sent)), out)?;
-        Ok(())
     }
 }

@@ -168,6 +168,13 @@ async fn migrate(
     State(agent): State<Arc<Agent>>,
     Json(request): Json<MigrateRequest>,
 ) -> Result<Response, Refusal> {
+    if request.destination == agent.host.name {
+        let already = format!(
+            "this is host {}: name the host to move {} to",
+            agent.host.name, request.container
+        );
+        return Err(Refusal(StatusCode::CONFLICT, already));
+    }
     let known = agent.host.peers.names();
     if !known.contains(&request.destination) {
         return Err(Refusal(

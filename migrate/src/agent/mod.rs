@@ -22,7 +22,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::config::AgentConfig;
 use crate::engine::docker::{DEFAULT_SOCKET, Docker};
-use crate::host::{DEFAULT_HOLD, Host, Tools};
+use crate::host::{Host, Tools};
 use crate::journal::Found;
 use crate::places::{MigrationId, Places};
 use crate::recovery;
@@ -100,7 +100,7 @@ pub async fn run(config: AgentConfig, stop: CancellationToken) -> Result<(), Age
             places,
             tools: Tools::default(),
             upper_dir: delta::upper_dir,
-            hold: DEFAULT_HOLD,
+            hold: Duration::from_secs(config.hold_seconds),
         }),
         registry: Registry::default(),
         stop: stop.clone(),
