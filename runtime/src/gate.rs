@@ -16,6 +16,7 @@ use nix::sched::{CloneFlags, setns};
 use serde::{Deserialize, Serialize};
 
 use crate::control::ControlDir;
+use crate::sys;
 
 /// The name the shim's binary is called by to be the gate.
 pub const NAME: &str = "gate";
@@ -124,7 +125,7 @@ fn enter_network_of(pid: i32) -> io::Result<()> {
 }
 
 fn prepare_network(record: &GateRecord) -> io::Result<()> {
-    run("ip", &["link", "set", "lo", "up"], "")?;
+    sys::loopback_up()?;
     for (name, value) in &record.sysctls {
         // `/` separates names that contain dots themselves (interfaces); never leave the tree of network sysctls.
         let path = PathBuf::from("/proc/sys").join(name.replace('.', "/"));

@@ -40,9 +40,6 @@ pub const POST_DUMP: &str = "post-dump";
 /// CRIU's name of the last action of a restore that can still refuse.
 pub const POST_RESTORE: &str = "post-restore";
 
-/// CRIU's name of the action at which every socket is restored and traffic may flow.
-pub const NETWORK_UNLOCK: &str = "network-unlock";
-
 /// CRIU's name of the action at which every socket has left its repair and no task runs yet.
 pub const PRE_RESUME: &str = "pre-resume";
 
@@ -57,7 +54,7 @@ pub struct HoldRecord {
     pub verdict: Option<PathBuf>,
     /// For a dump: how long to wait before writing `aborted`.
     pub hold_ms: Option<u64>,
-    /// Whether a gate has closed the network namespace, which the holder is to open at `network-unlock`.
+    /// Whether a gate has closed the network namespace, which the holder is to open at `post-restore`.
     pub gated: bool,
     /// For a dump: the freezer of a container that was not paused before.
     pub freezer: Option<Freezer>,
@@ -87,14 +84,6 @@ pub fn main(called_as: &Path) -> io::Result<()> {
     let control = ControlDir::at(called_as.parent().unwrap_or(Path::new("/")));
     let action = std::env::var("CRTOOLS_SCRIPT_ACTION").map_err(io::Error::other)?;
     let record: HoldRecord = serde_json::from_slice(&fs::read(control.join("hold.json"))?)?;
-    if record.gated {
-        // A connection through another host's address translation ends anyway: a move need not wait for this.
-        match (action.as_str(), &record.verdict) {
-            (NETWORK_UNLOCK, None) => gate::quiet_network(init_pid()?)?,
-            (NETWORK_UNLOCK, Some(_)) | (PRE_RESUME, None) => gate::open_network(init_pid()?)?,
-            _ => {}
-        }
-    }
     if let (PRE_DUMP, Some(freezer)) = (action.as_str(), &record.freezer) {
         freeze(freezer, &control)?;
     }
@@ -106,6 +95,16 @@ pub fn main(called_as: &Path) -> io::Result<()> {
                 action: action.clone(),
             },
         );
+    }
+    if record.gated {
+        // At post-restore every socket is back, and CRIU's own lock holds until it has unlocked the network. The shim
+        // was told first, so that this costs no time while the verdict is on its way. A move need not keep quiet until
+        // the tasks run: connections through another host's address translation end anyway.
+        match (action.as_str(), &record.verdict) {
+            (POST_RESTORE, None) => gate::quiet_network(init_pid()?)?,
+            (POST_RESTORE, Some(_)) | (PRE_RESUME, None) => gate::open_network(init_pid()?)?,
+            _ => {}
+        }
     }
     match (action.as_str(), &record.verdict) {
         (POST_DUMP, Some(path)) => obey(&hold_dump(path, record.hold_ms)?),

@@ -6,6 +6,7 @@
 mod command;
 mod create;
 mod exec;
+mod identity;
 pub(crate) mod lifecycle;
 mod owner;
 mod process;
@@ -23,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use crate::error::ShimError;
 use crate::publisher::Publisher;
 
-pub(crate) use command::{CheckpointOrder, Command, Delivery, DumpOrder, Finished, Reply};
+pub(crate) use command::{Command, Delivery, DumpOrder, Finished, Reply};
 
 /// Commands waiting for one owner, which takes each up at once; more means that a client runs wild.
 const INBOX_BOUND: usize = 128;

@@ -30,8 +30,9 @@ use tokio::task::JoinSet;
 
 use super::Shim;
 use super::command::{Command, Delivery, Finished, Held, Reply};
-use super::create::{self, Created, Identity};
+use super::create::{self, Created};
 use super::exec::{self, Exec};
+use super::identity::{self, Identity};
 use super::lifecycle::{Event, Lifecycle};
 use super::process::Process;
 use super::restore::{Exchange, PendingRestore};
@@ -169,12 +170,16 @@ pub(super) async fn run(
 impl Owner {
     fn begin(shim: &Arc<Shim>, request: &CreateTaskRequest) -> Result<Self, ShimError> {
         let mut identity = Identity::of(shim, request)?;
-        identity.publish(shim)?;
+        if let Err(error) = identity.publish(shim) {
+            // Nothing else is made yet, and nobody else knows of it.
+            let _ = identity.control.remove();
+            return Err(error);
+        }
         Ok(Self {
             shim: shim.clone(),
             identity,
             lifecycle: Lifecycle::Creating,
-            init: Process::new(create::stdio(request)),
+            init: Process::new(identity::stdio(request)),
             execs: HashMap::new(),
             n_execs: 0,
             cgroup: None,

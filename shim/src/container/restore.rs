@@ -18,7 +18,7 @@ use tokio::sync::oneshot;
 use tokio::time::interval;
 
 use super::command::{Delivery, Held, Reply};
-use super::create::Identity;
+use super::identity::Identity;
 use crate::error::{ShimError, failed};
 use crate::io::{self, Pending};
 

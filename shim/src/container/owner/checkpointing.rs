@@ -17,12 +17,13 @@ use godwit_runtime::options::{CheckpointOptions, Layer};
 use godwit_runtime::reaper::{End, Exit};
 use log::{info, warn};
 
-use super::super::command::{CheckpointOrder, DumpOrder, Finished, Held, Reply};
+use super::super::command::{DumpOrder, Finished, Held, Reply};
 use super::super::lifecycle::{Event, Lifecycle};
 use super::super::restore::PendingRestore;
 use super::{Happening, Owner};
 use crate::error::ShimError;
 use crate::io::{Pending, ProcessIo};
+use crate::options::CheckpointOrder;
 
 impl Owner {
     /// The task API's Checkpoint: dump into a directory, then stop or go on.

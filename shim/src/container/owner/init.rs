@@ -12,7 +12,7 @@ use log::{error, warn};
 use tokio::time::sleep;
 
 use super::super::command::Reply;
-use super::super::create::Identity;
+use super::super::identity::Identity;
 use super::super::lifecycle::{Event, Lifecycle};
 use super::{Happening, Owner, finished};
 use crate::error::{ShimError, failed};

@@ -9,8 +9,8 @@ use containerd_shim::protos::shim::oci::ProcessDetails;
 use containerd_shim::protos::types::task::ProcessInfo;
 
 use super::super::command::{Reply, Summary};
-use super::super::create::Identity;
 use super::super::exec::Exec;
+use super::super::identity::Identity;
 use super::super::lifecycle::Lifecycle;
 use super::{Happening, Owner};
 use crate::error::{ShimError, failed};
