@@ -66,7 +66,7 @@ class FailedDumps(CheckpointTest):
         self.assertIn("switch it off", error)
         self.assertIn("send_fds failed (-22)", self.log_of(error))
         self.assert_runs_on(name, link)
-        self.docker("exec", name, "sh", "-c", "kill $(cat /tmp/beside)")
+        self.docker("exec", name, "sh", "-c", "read pid </tmp/beside; kill $pid")
         self.assert_checkpoints(name, link)
 
     def test_a_file_from_outside_the_containers_mounts(self) -> None:
@@ -100,7 +100,7 @@ class FailedDumps(CheckpointTest):
         self.assertIn("exec", error)
         self.assertIn("end", error)
         self.assert_runs_on(name, link)
-        self.docker("exec", name, "sh", "-c", "kill -9 $(cat /tmp/session)")
+        self.docker("exec", name, "sh", "-c", "read pid </tmp/session; kill -9 $pid")
         self.soon("a checkpoint", lambda: self.docker("checkpoint", "create", name, "c1", check=False).returncode == 0)
         self.restore(name)
         self.assert_no_trace(name)

@@ -97,9 +97,9 @@ pub fn main(called_as: &Path) -> io::Result<()> {
         );
     }
     if record.gated {
-        // Every socket is back, and CRIU's own lock holds until it has unlocked the network. The shim was told first,
-        // so that this costs no time while the verdict is on its way. A connection through another host's address
-        // translation ends anyway: a move need not care for its window probes.
+        // At post-restore every socket is back, and CRIU's own lock holds until it has unlocked the network. The shim
+        // was told first, so that this costs no time while the verdict is on its way. A move need not keep quiet until
+        // the tasks run: connections through another host's address translation end anyway.
         match (action.as_str(), &record.verdict) {
             (POST_RESTORE, None) => gate::quiet_network(init_pid()?)?,
             (POST_RESTORE, Some(_)) | (PRE_RESUME, None) => gate::open_network(init_pid()?)?,

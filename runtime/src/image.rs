@@ -101,7 +101,12 @@ impl Manifest {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
         };
-        let manifest: Self = serde_json::from_slice(&bytes)?;
+        let manifest: Self = serde_json::from_slice(&bytes).map_err(|error| {
+            io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("the checkpoint image is damaged: {MANIFEST}: {error}"),
+            )
+        })?;
         if manifest.version != VERSION {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,

@@ -132,14 +132,17 @@ pub(super) async fn run(
             let (awaited, mut image_awaited) = oneshot::channel();
             let (deliver, delivery) = oneshot::channel();
             let mut deliver = Some(deliver);
+            // A creation that awaits no image drops its end; that is an answer too, and there is only one.
+            let mut may_await = true;
             let exchange = Exchange { awaited, delivery };
             let mut creation =
                 tokio::spawn(create::create(owner.identity.clone(), request.clone(), exchange));
             let created = loop {
                 tokio::select! {
                     created = &mut creation => break created.unwrap_or_else(|error| Err(failed("create")(error))),
-                    Ok(()) = &mut image_awaited, if owner.lifecycle == Lifecycle::Creating => {
-                        if let Err(error) = owner.step(Event::ImageAwaited) {
+                    awaits = &mut image_awaited, if may_await => {
+                        may_await = false;
+                        if awaits.is_ok() && let Err(error) = owner.step(Event::ImageAwaited) {
                             error!("{error}");
                         }
                     }

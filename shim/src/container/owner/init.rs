@@ -208,6 +208,10 @@ impl Owner {
     }
 
     pub(super) fn tell_exit(&mut self, exit: Exit) {
+        if self.lifecycle == Lifecycle::Stopped {
+            // A failed restore has ended the container before its half-restored process was gone.
+            return;
+        }
         if let Err(error) = self.step(Event::Exited) {
             return error!("an exit of container {} does not fit: {error}", self.identity.id);
         }
