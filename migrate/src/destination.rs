@@ -9,11 +9,9 @@ use std::time::Instant;
 
 use godwit_runtime::control::create_private_dir;
 use godwit_runtime::delta;
-use godwit_runtime::ticket::{Issued, TOUCH_INTERVAL, Ticket};
 use godwit_runtime::verdict::Verdict;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
-use tokio_util::task::AbortOnDropHandle;
 
 use crate::checks;
 use crate::clock::Clock;
@@ -24,6 +22,7 @@ use crate::failure::{Cause, Failure, Problem};
 use crate::host::Host;
 use crate::image_stream;
 use crate::journal::{Journal, Mark, Opened};
+use crate::lease::Lease;
 use crate::link::Link;
 use crate::message::{Message, Offer, Purpose};
 use crate::phase::{self, Boxed, ForwardRow, Phase, Role, Row, Side};
@@ -46,13 +45,6 @@ struct Made {
     created: Option<Created>,
     lease: Option<Lease>,
     starting: Option<JoinHandle<Result<(), EngineError>>>,
-}
-
-/// A ticket, touched for as long as this lives.
-#[derive(Debug)]
-struct Lease {
-    ticket: Arc<Issued>,
-    _touching: AbortOnDropHandle<()>,
 }
 
 /// One move, seen from its destination.
@@ -245,7 +237,10 @@ impl Destination {
         if let Some(path) = log {
             self.receive_log(path).await?;
         }
-        self.made.lease = Some(self.issue_ticket(&created)?);
+        self.made.lease = Some(
+            Lease::issue(&self.host.places, &created, &self.migration)
+                .map_err(|error| Problem::failed(error.to_string()))?,
+        );
         let (engine, id) = (Arc::clone(&self.host.engine), created.id.clone());
         self.made.starting = Some(tokio::spawn(async move { engine.start(&id).await }));
         self.await_shim(&created).await?;
@@ -300,32 +295,13 @@ impl Destination {
         Ok(())
     }
 
-    fn issue_ticket(&self, created: &Created) -> Result<Lease, Problem> {
-        let ticket = Ticket::new(&created.namespace, &created.id, self.migration.as_str(), None);
-        let issued = ticket
-            .issue(&self.host.places.tickets())
-            .map_err(|error| Problem::failed(error.to_string()))?;
-        let ticket = Arc::new(issued);
-        let touched = Arc::clone(&ticket);
-        let touching = tokio::spawn(async move {
-            // A shim that has dropped the ticket needs no more of it.
-            while touched.touch().is_ok() {
-                sleep(TOUCH_INTERVAL).await;
-            }
-        });
-        Ok(Lease {
-            ticket,
-            _touching: AbortOnDropHandle::new(touching),
-        })
-    }
-
     /// Waits until the engine's start has come to the point where the shim waits for its image.
     async fn await_shim(&mut self, created: &Created) -> Result<(), Problem> {
         let host = Arc::clone(&self.host);
         let Made { starting, lease, .. } = &mut self.made;
         let look = async {
             loop {
-                let lease_taken = lease.as_ref().is_some_and(|lease| lease.ticket.is_claimed());
+                let lease_taken = lease.as_ref().is_some_and(|lease| lease.is_claimed());
                 if lease_taken
                     && let Some(shim) = host
                         .shims
@@ -374,7 +350,7 @@ impl Destination {
             let _ = self.made.finish_creating().await;
         }
         if let Some(lease) = self.made.lease.take() {
-            lease.ticket.withdraw();
+            lease.withdraw();
         }
         if let Some(starting) = self.made.starting.take() {
             let _ = timeout(deadlines::START_FAILED, starting).await;
@@ -489,7 +465,7 @@ impl Destination {
         }
         // A shim that has not taken the image yet would wait for it.
         if let Some(lease) = self.made.lease.take() {
-            lease.ticket.withdraw();
+            lease.withdraw();
         }
         if let Some(shim) = &self.shim {
             // What the shim has to say of a restore that failed by itself is known already.

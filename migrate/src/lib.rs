@@ -16,6 +16,7 @@ pub mod frame;
 pub mod host;
 pub mod image_stream;
 pub mod journal;
+pub mod lease;
 pub mod link;
 pub mod message;
 pub mod phase;

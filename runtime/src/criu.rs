@@ -6,6 +6,7 @@
 
 use std::fmt::Write as _;
 use std::fs;
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use crate::options::{CheckpointOptions, Tcp};
@@ -83,6 +84,11 @@ const REMEDIES: &[(&str, &str)] = &[
         "io_uring",
         "the program uses io_uring, which CRIU cannot dump: switch it off in the program's configuration",
     ),
+    // Of all files the kernel refuses only those of io_uring to a process they are passed to; CRIU does not say more.
+    (
+        "send_fds failed (-22)",
+        "the program uses io_uring, which CRIU cannot dump: switch it off in the program's configuration",
+    ),
     (
         "consider using --tcp-established",
         "set the annotation io.godwit.checkpoint.tcp=established (to keep connections) or =close",
@@ -117,9 +123,23 @@ const REMEDIES: &[(&str, &str)] = &[
     ),
 ];
 
+/// How much of a log is read and kept: its end. CRIU writes some hundred kilobytes, and without bound when it goes
+/// round in circles.
+const LOG_LIMIT_BYTES: u64 = 8 << 20;
+
+/// The end of the log at `path`.
+pub fn end_of_log(path: &Path) -> io::Result<Vec<u8>> {
+    let mut file = fs::File::open(path)?;
+    let size = file.metadata()?.len();
+    file.seek(SeekFrom::Start(size.saturating_sub(LOG_LIMIT_BYTES)))?;
+    let mut bytes = Vec::new();
+    file.take(LOG_LIMIT_BYTES).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
 /// The cause of a failure in the log at `path`; `None` if the log is missing or tells nothing.
 pub fn cause(path: &Path) -> Option<Cause> {
-    cause_in(&String::from_utf8_lossy(&fs::read(path).ok()?))
+    cause_in(&String::from_utf8_lossy(&end_of_log(path).ok()?))
 }
 
 fn cause_in(log: &str) -> Option<Cause> {
@@ -158,6 +178,22 @@ mod tests {
         let cause = cause_in(log).unwrap();
         assert!(cause.text.starts_with("Can't dump file 5"), "{cause:?}");
         assert!(cause.remedy.unwrap().contains("io_uring"));
+    }
+
+    #[test]
+    fn of_a_log_without_bound_only_the_end_is_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("restore.log");
+        let error = "\n(00.02) Error (a.c:1): it broke\n";
+        let file = fs::File::create(&path).unwrap();
+        file.set_len(1 << 40).unwrap();
+        fs::OpenOptions::new()
+            .append(true)
+            .open(&path)
+            .and_then(|mut file| io::Write::write_all(&mut file, error.as_bytes()))
+            .unwrap();
+        assert_eq!(end_of_log(&path).unwrap().len() as u64, LOG_LIMIT_BYTES);
+        assert_eq!(cause(&path).unwrap().text, "it broke");
     }
 
     #[test]

@@ -16,6 +16,7 @@ use nix::sched::{CloneFlags, setns};
 use serde::{Deserialize, Serialize};
 
 use crate::control::ControlDir;
+use crate::sys;
 
 /// The name the shim's binary is called by to be the gate.
 pub const NAME: &str = "gate";
@@ -94,6 +95,23 @@ pub(crate) fn send(shim: &mut UnixStream, report: &Report) -> io::Result<()> {
     shim.write_all(&line)
 }
 
+/// Rules between the restore of the sockets and that of the tasks. Each restored connection first sends a bare
+/// acknowledgement, the window probe. Through a published port it would be the first packet of its connection that the
+/// host's address translation sees: it would be given a wrong port, the peer would answer it by a reset, and the
+/// connection would end. The peer's own next packet is translated rightly, and the probe is needed by nobody.
+const QUIET: &str = "table inet godwit
+delete table inet godwit
+table inet godwit {
+ chain out { type filter hook output priority -350; meta oifkind \"veth\" tcp flags & (fin | syn | rst | psh | ack) == ack drop; }
+}
+";
+
+/// Opens a network namespace that a gate has closed, all but for window probes on their way to an address translation.
+pub(crate) fn quiet_network(pid: i32) -> io::Result<()> {
+    enter_network_of(pid)?;
+    nft(QUIET)
+}
+
 /// Opens a network namespace that a gate has closed; nothing to do if none did.
 pub(crate) fn open_network(pid: i32) -> io::Result<()> {
     enter_network_of(pid)?;
@@ -107,7 +125,7 @@ fn enter_network_of(pid: i32) -> io::Result<()> {
 }
 
 fn prepare_network(record: &GateRecord) -> io::Result<()> {
-    run("ip", &["link", "set", "lo", "up"], "")?;
+    sys::loopback_up()?;
     for (name, value) in &record.sysctls {
         // `/` separates names that contain dots themselves (interfaces); never leave the tree of network sysctls.
         let path = PathBuf::from("/proc/sys").join(name.replace('.', "/"));

@@ -40,8 +40,8 @@ pub const POST_DUMP: &str = "post-dump";
 /// CRIU's name of the last action of a restore that can still refuse.
 pub const POST_RESTORE: &str = "post-restore";
 
-/// CRIU's name of the action at which every socket is restored and traffic may flow.
-pub const NETWORK_UNLOCK: &str = "network-unlock";
+/// CRIU's name of the action at which every socket has left its repair and no task runs yet.
+pub const PRE_RESUME: &str = "pre-resume";
 
 /// How often the thawer looks whether CRIU has ended: it adds to the downtime of a checkpoint that leaves the
 /// container running.
@@ -54,7 +54,7 @@ pub struct HoldRecord {
     pub verdict: Option<PathBuf>,
     /// For a dump: how long to wait before writing `aborted`.
     pub hold_ms: Option<u64>,
-    /// Whether a gate has closed the network namespace, which the holder is to open at `network-unlock`.
+    /// Whether a gate has closed the network namespace, which the holder is to open at `post-restore`.
     pub gated: bool,
     /// For a dump: the freezer of a container that was not paused before.
     pub freezer: Option<Freezer>,
@@ -84,10 +84,6 @@ pub fn main(called_as: &Path) -> io::Result<()> {
     let control = ControlDir::at(called_as.parent().unwrap_or(Path::new("/")));
     let action = std::env::var("CRTOOLS_SCRIPT_ACTION").map_err(io::Error::other)?;
     let record: HoldRecord = serde_json::from_slice(&fs::read(control.join("hold.json"))?)?;
-    if action == NETWORK_UNLOCK && record.gated {
-        let pid = std::env::var("CRTOOLS_INIT_PID").map_err(io::Error::other)?;
-        gate::open_network(pid.parse().map_err(io::Error::other)?)?;
-    }
     if let (PRE_DUMP, Some(freezer)) = (action.as_str(), &record.freezer) {
         freeze(freezer, &control)?;
     }
@@ -100,11 +96,26 @@ pub fn main(called_as: &Path) -> io::Result<()> {
             },
         );
     }
+    if record.gated {
+        // Every socket is back, and CRIU's own lock holds until it has unlocked the network. The shim was told first,
+        // so that this costs no time while the verdict is on its way. A connection through another host's address
+        // translation ends anyway: a move need not care for its window probes.
+        match (action.as_str(), &record.verdict) {
+            (POST_RESTORE, None) => gate::quiet_network(init_pid()?)?,
+            (POST_RESTORE, Some(_)) | (PRE_RESUME, None) => gate::open_network(init_pid()?)?,
+            _ => {}
+        }
+    }
     match (action.as_str(), &record.verdict) {
         (POST_DUMP, Some(path)) => obey(&hold_dump(path, record.hold_ms)?),
         (POST_RESTORE, Some(path)) => obey(&hold_restore(path)?),
         _ => Ok(()),
     }
+}
+
+fn init_pid() -> io::Result<i32> {
+    let pid = std::env::var("CRTOOLS_INIT_PID").map_err(io::Error::other)?;
+    pid.parse().map_err(io::Error::other)
 }
 
 /// Waits for CRIU's end, then settles the dump; this is a process of its own, which outlives the holder.

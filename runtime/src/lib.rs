@@ -13,6 +13,7 @@ pub mod freezer;
 pub mod gate;
 pub mod hold;
 pub mod image;
+pub mod oom;
 pub mod options;
 pub mod reaper;
 pub mod runc;

@@ -5,6 +5,9 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::libc;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// Waits for any child that has ended, without blocking: its pid and raw wait status.
 ///
@@ -45,6 +48,32 @@ pub(crate) fn set_terminal_size(terminal: impl AsFd, columns: u16, rows: u16) ->
     Ok(())
 }
 
+/// Switches on the loopback device of the calling thread's network namespace (netdevice(7)).
+pub(crate) fn loopback_up() -> io::Result<()> {
+    let socket = socket(
+        AddressFamily::Inet,
+        SockType::Datagram,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )?;
+    // SAFETY: `ifreq` is plain data, for which all zeros is a value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
+        *to = from.cast_signed();
+    }
+    // SAFETY: SIOCGIFFLAGS reads the name and writes the flags of the one `ifreq`, which is valid for the call.
+    if unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFFLAGS, &raw mut request) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call before has written the flags, so that this member of the union is the one in use; IFF_UP is 1.
+    unsafe { request.ifr_ifru.ifru_flags |= libc::IFF_UP as libc::c_short };
+    // SAFETY: SIOCSIFFLAGS reads the one `ifreq`.
+    if unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
 /// Sends a signal by number.
 pub(crate) fn kill(pid: nix::unistd::Pid, signal: i32) -> io::Result<()> {
     // SAFETY: kill takes no pointers.
@@ -52,4 +81,33 @@ pub(crate) fn kill(pid: nix::unistd::Pid, signal: i32) -> io::Result<()> {
         return Err(io::Error::last_os_error());
     }
     Ok(())
+}
+
+/// Registers an event source with tokio, to be waited on until it is readable.
+pub(crate) fn watch_readable<T: AsRawFd>(source: T) -> io::Result<AsyncFd<T>> {
+    // SAFETY: the callers pass an EventFd or an Inotify, which own their descriptor and keep it open, and the
+    // same, until they are dropped with the registration.
+    unsafe { AsyncFd::register_with_interest(source, Interest::READABLE) }.map_err(io::Error::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_loopback_of_a_new_network_namespace_comes_up() {
+        // A thread of its own: the namespace is the thread's, and ends with it.
+        let thread = std::thread::spawn(|| {
+            if let Err(error) = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET) {
+                eprintln!("skipped: no network namespace can be made here: {error}");
+                return;
+            }
+            loopback_up().unwrap();
+            // 127.0.0.1 answers only on a device that is up.
+            let bound = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+            bound.connect(bound.local_addr().unwrap()).unwrap();
+            bound.send(b"x").unwrap();
+        });
+        thread.join().unwrap();
+    }
 }

@@ -13,11 +13,21 @@ use containerd_shim::protos::shim::oci::{CheckpointOptions, Options};
 use godwit_runtime::options::{Layer, Tcp};
 use godwit_runtime::runc::RuncSettings;
 
-use crate::container::CheckpointOrder;
 use crate::error::ShimError;
 
 /// Where runC's state lies if the options name no other place.
 const RUNC_ROOT: &str = "/run/containerd/runc";
+
+/// A checkpoint by the task API.
+#[derive(Clone, Debug)]
+pub(crate) struct CheckpointOrder {
+    /// Where the image goes.
+    pub(crate) image_dir: PathBuf,
+    /// Where CRIU's logs go, if the request says so.
+    pub(crate) work_dir: Option<PathBuf>,
+    /// What the request asks for.
+    pub(crate) layer: Layer,
+}
 
 /// Decodes the options of a request; none are the defaults.
 pub(crate) fn decode(options: Option<&Any>) -> Result<Options, ShimError> {

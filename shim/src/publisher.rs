@@ -16,9 +16,8 @@ use containerd_shim::protos::shim::events::ForwardRequest;
 use containerd_shim::protos::shim_async::{Client, EventsClient};
 use containerd_shim::protos::ttrpc::{self, context};
 use log::{error, warn};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::{sleep, timeout};
-use tokio_util::task::TaskTracker;
 
 /// Events that wait for containerd; a pod makes a handful per second at most, so this is minutes of absence.
 const QUEUE_BOUND: usize = 2048;
@@ -37,8 +36,14 @@ const DRAIN_DEADLINE: Duration = Duration::from_secs(3);
 #[derive(Clone)]
 pub(crate) struct Publisher {
     namespace: String,
-    queue: mpsc::Sender<Envelope>,
-    sender: TaskTracker,
+    queue: mpsc::Sender<Item>,
+}
+
+/// What is in the queue.
+enum Item {
+    Event(Box<Envelope>),
+    /// Answered when all before it is sent.
+    Mark(oneshot::Sender<()>),
 }
 
 impl Publisher {
@@ -49,13 +54,10 @@ impl Publisher {
             Some(_) => address.to_owned(),
             None => format!("unix://{address}"),
         };
-        let sender = TaskTracker::new();
-        sender.spawn(send_all(address, events));
-        sender.close();
+        tokio::spawn(send_all(address, events));
         Self {
             namespace: namespace.to_owned(),
             queue,
-            sender,
         }
     }
 
@@ -73,16 +75,21 @@ impl Publisher {
             event: Some(any::<M>(value)).into(),
             ..Default::default()
         };
-        if self.queue.try_send(envelope).is_err() {
+        if self.queue.try_send(Item::Event(Box::new(envelope))).is_err() {
             error!("event {topic} is dropped: containerd has taken none for too long");
         }
     }
 
-    /// Waits until all that was published is sent, or [`DRAIN_DEADLINE`].
-    pub(crate) async fn drain(self) {
-        let Self { queue, sender, .. } = self;
-        drop(queue);
-        if timeout(DRAIN_DEADLINE, sender.wait()).await.is_err() {
+    /// Waits until all that was published so far is sent, or [`DRAIN_DEADLINE`].
+    pub(crate) async fn drain(&self) {
+        let (mark, reached) = oneshot::channel();
+        let sent = async {
+            // A mark that is lost means that nobody sends any more, and that is the end as well.
+            if self.queue.send(Item::Mark(mark)).await.is_ok() {
+                let _ = reached.await;
+            }
+        };
+        if timeout(DRAIN_DEADLINE, sent).await.is_err() {
             warn!("some events were not delivered: containerd does not take them");
         }
     }
@@ -107,9 +114,17 @@ pub(crate) fn timestamp(time: SystemTime) -> Timestamp {
     }
 }
 
-async fn send_all(address: String, mut events: mpsc::Receiver<Envelope>) {
+async fn send_all(address: String, mut queue: mpsc::Receiver<Item>) {
     let mut client = None;
-    while let Some(event) = events.recv().await {
+    while let Some(item) = queue.recv().await {
+        let event = match item {
+            Item::Event(event) => event,
+            Item::Mark(mark) => {
+                // Whoever waited may have given up.
+                let _ = mark.send(());
+                continue;
+            }
+        };
         let mut pause = FIRST_PAUSE;
         while let Err(error) = send(&address, &mut client, &event).await {
             warn!("event {} waits: {error}", event.topic);
@@ -142,5 +157,58 @@ async fn send(address: &str, client: &mut Option<EventsClient>, event: &Envelope
         }
         Ok(Err(error)) => Err(error),
         Err(_) => Err(ttrpc::Error::Others("containerd does not answer".to_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use std::os::unix::net::UnixListener;
+    use std::sync::Arc;
+
+    use async_trait::async_trait;
+    use containerd_shim::protos::events::task::TaskStart;
+    use containerd_shim::protos::protobuf::Message;
+    use containerd_shim::protos::shim_async::{Events, create_events};
+    use containerd_shim::protos::types::empty::Empty;
+    use ttrpc::r#async::transport::Listener;
+    use ttrpc::r#async::{Server, TtrpcContext};
+
+    struct Taken(mpsc::UnboundedSender<u32>);
+
+    #[async_trait]
+    impl Events for Taken {
+        async fn forward(&self, _: &TtrpcContext, request: ForwardRequest) -> ttrpc::Result<Empty> {
+            let event = TaskStart::parse_from_bytes(&request.envelope.event.value).unwrap();
+            self.0.send(event.pid).unwrap();
+            Ok(Empty::new())
+        }
+    }
+
+    #[tokio::test]
+    async fn events_published_while_containerd_is_away_arrive_once_and_in_order() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("events");
+        let publisher = Publisher::start("moby", path.to_str().unwrap());
+        for pid in 0..50 {
+            publisher.publish(&TaskStart {
+                pid,
+                ..Default::default()
+            });
+        }
+        // Let the first attempts fail.
+        sleep(FIRST_PAUSE * 2).await;
+        let (taken, mut pids) = mpsc::unbounded_channel();
+        let listener = Listener::try_from(UnixListener::bind(&path).unwrap()).unwrap();
+        let service = create_events(Arc::new(Taken(taken)));
+        let mut server = Server::new().add_listener(listener).register_service(service);
+        server.start().await.unwrap();
+        publisher.drain().await;
+        let mut arrived = Vec::new();
+        while let Ok(pid) = pids.try_recv() {
+            arrived.push(pid);
+        }
+        assert_eq!(arrived, (0..50).collect::<Vec<_>>());
     }
 }

@@ -70,7 +70,7 @@ async fn run(flags: &Flags, listener: UnixListener) -> Result<()> {
         warn!("the server did not end well: {error}");
     }
     drop(server);
-    shim.publisher.clone().drain().await;
+    shim.publisher.drain().await;
     let _ = fs::remove_file(flags.socket.trim_start_matches("unix://"));
     info!("shim {} of namespace {} ends", flags.id, flags.namespace);
     Ok(())

@@ -19,7 +19,7 @@ async fn strike(blow: Blow, at: usize) -> bool {
             assert!(failure.leftovers.is_empty(), "{what}: {failure}");
             world.assert_at_source(&what);
         }
-        None if world.source.fake.tasks() == super::world::Tasks::Running => world.assert_at_source(&what),
+        None if world.source.fake.tasks() == super::fake::Tasks::Running => world.assert_at_source(&what),
         None => world.assert_at_destination(&what),
     }
     matches!(outcome, Some(Ok(report)) if report.outcome == Outcome::Moved)

@@ -1,6 +1,7 @@
 //! A move in which one call of engine or shim fails, on either side.
 
-use super::world::{Blow, NAME, Strike, Tasks, World};
+use super::fake::{NAME, Tasks};
+use super::world::{Blow, Strike, World};
 use crate::clock::Outcome;
 use crate::failure::Cause;
 use crate::phase::{Phase, Role};

@@ -1,5 +1,6 @@
 //! Moves between two hosts that exist only in memory: fake engines and shims around the real runners.
 
 mod blows;
+mod fake;
 mod faults;
 mod world;

@@ -140,7 +140,10 @@ impl Dump {
             tokio::select! {
                 biased;
                 report = self.reports.next() => match report {
-                    Ok((Report::Hold { action }, _)) if self.note(&action) == POST_DUMP => return Ok(self.clock.take()),
+                    Ok((Report::Hold { action }, _)) if self.note(&action) == POST_DUMP => {
+                        self.seal();
+                        return Ok(self.clock.take());
+                    }
                     Ok(_) => {}
                     Err(error) => return Err(CheckpointError::unready(OPERATION, &self.site, &error)),
                 },
@@ -174,12 +177,25 @@ impl Dump {
             .hold
             .as_ref()
             .is_some_and(|hold| matches!(verdict::read(&hold.verdict), Ok(Some(Verdict::Aborted))));
+        if result.is_ok() && self.request.hold.is_none() {
+            self.seal();
+        }
         match result {
             Ok(()) if self.request.options.leave_running => Ok((DumpEnd::Running, self.clock.steps)),
             Ok(()) => Ok((DumpEnd::Killed, self.clock.steps)),
             // CRIU says "failed" when its script refuses; that is what an aborted verdict makes it do.
             Err(_) if aborted => Ok((DumpEnd::Running, self.clock.steps)),
             Err(error) => Err(self.failure(&error)),
+        }
+    }
+
+    /// The image is complete. Without its seal it is as good, but damage to it is found later or not at all.
+    fn seal(&self) {
+        if let Err(error) = Manifest::seal(&self.request.image_dir) {
+            log::warn!(
+                "the checkpoint image of container {} stays unsealed: {error}",
+                self.site.id
+            );
         }
     }
 

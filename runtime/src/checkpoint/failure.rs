@@ -100,7 +100,7 @@ fn keep_log(site: &Site, written: &Path, log_name: &str) -> io::Result<Option<Pa
     create_private_dir(Path::new(LOG_DIR))?;
     let short_id: String = site.id.chars().take(12).collect();
     let kept = Path::new(LOG_DIR).join(format!("{}-{short_id}-{log_name}", site.namespace));
-    fs::copy(written, &kept)?;
+    fs::write(&kept, criu::end_of_log(written)?)?;
     Ok(Some(kept))
 }
 

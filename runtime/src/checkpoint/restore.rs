@@ -67,6 +67,9 @@ impl Restore {
             )));
         }
         let manifest = Manifest::read(&request.image_dir).map_err(unready)?;
+        if let Some(manifest) = &manifest {
+            manifest.check(&request.image_dir).map_err(unready)?;
+        }
         if manifest
             .as_ref()
             .is_some_and(|manifest| manifest.terminal != request.terminal)

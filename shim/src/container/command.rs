@@ -9,21 +9,10 @@ use containerd_shim::api::{
 use containerd_shim::protos::protobuf::well_known_types::any::Any;
 use containerd_shim::protos::types::task::ProcessInfo;
 use godwit_runtime::checkpoint::Step;
-use godwit_runtime::options::Layer;
 use tokio::sync::oneshot;
 
 use crate::error::ShimError;
-
-/// A checkpoint by the task API.
-#[derive(Clone, Debug)]
-pub(crate) struct CheckpointOrder {
-    /// Where the image goes.
-    pub(crate) image_dir: PathBuf,
-    /// Where CRIU's logs go, if the request says so.
-    pub(crate) work_dir: Option<PathBuf>,
-    /// What the request asks for.
-    pub(crate) layer: Layer,
-}
+use crate::options::CheckpointOrder;
 
 /// A dump that is to be held for a verdict.
 #[derive(Clone, Debug)]

@@ -1,55 +1,17 @@
 //! Makes a container: root file system, streams, `runc create`. On failure nothing made here is left.
 
-use std::path::{Path, PathBuf};
-use std::time::Duration;
-
 use containerd_shim::api::CreateTaskRequest;
 use containerd_shim::asynchronous::io::Stdio;
-use godwit_runtime::bundle::Bundle;
 use godwit_runtime::cgroup::Cgroup;
-use godwit_runtime::checkpoint::restore::{Restore, RestoreRequest};
-use godwit_runtime::checkpoint::{self, CheckpointError};
-use godwit_runtime::control::{ControlDir, ShimRecord};
-use godwit_runtime::options::Layer;
 use godwit_runtime::reaper::Departure;
-use godwit_runtime::runc::{CreateOptions, Runc};
-use godwit_runtime::ticket::{self, Ticket};
+use godwit_runtime::runc::CreateOptions;
 use log::warn;
-use tokio::sync::oneshot;
-use tokio::time::interval;
 
-use super::Shim;
-use super::checkpointing::PendingRestore;
-use super::command::{Delivery, Held, Reply};
+use super::identity::{Identity, stdio};
+use super::restore::{self, Exchange, Origin, PendingRestore};
 use crate::error::{ShimError, failed};
-use crate::io::{self, IoOwner, ProcessIo};
-use crate::options;
+use crate::io::{self, ProcessIo};
 use crate::rootfs;
-
-/// How often a ticket is looked at while its image is to come: a move that is given up ends the wait this soon.
-const TICKET_CHECK_INTERVAL: Duration = Duration::from_millis(250);
-
-/// What stays the same for a container's life.
-#[derive(Clone)]
-pub(super) struct Identity {
-    pub(super) id: String,
-    pub(super) bundle: Bundle,
-    pub(super) rootfs: PathBuf,
-    pub(super) runc: Runc,
-    pub(super) control: ControlDir,
-    pub(super) io_owner: IoOwner,
-    /// Its processes end with its init, because it has a pid namespace of its own.
-    pub(super) private_pids: bool,
-    pub(super) namespace: String,
-    /// The binary that CRIU and runC call back.
-    pub(super) program: PathBuf,
-    /// What the container's annotations say of checkpoints.
-    pub(super) annotated: Layer,
-    /// The CRIU configuration the container brought itself.
-    pub(super) own_criu_config: Option<PathBuf>,
-    no_pivot: bool,
-    no_new_keyring: bool,
-}
 
 /// A container that was made.
 pub(super) struct Created {
@@ -59,97 +21,6 @@ pub(super) struct Created {
     pub(super) cgroup: Option<Cgroup>,
     /// The restore it is made by, which waits at its gate.
     pub(super) restore: Option<PendingRestore>,
-}
-
-/// What the owner and a creation under way tell each other.
-pub(super) struct Exchange {
-    /// Tells the owner that the image must be waited for.
-    pub(super) awaited: oneshot::Sender<()>,
-    /// Brings the image.
-    pub(super) delivery: oneshot::Receiver<Delivery>,
-}
-
-impl Identity {
-    /// Reads what the request and the bundle say, and changes nothing.
-    pub(super) fn of(shim: &Shim, request: &CreateTaskRequest) -> Result<Self, ShimError> {
-        let options = options::decode(request.options.as_ref())?;
-        if !Path::new(&request.bundle).is_absolute() {
-            return Err(ShimError::InvalidArgument(format!(
-                "the bundle {} is no absolute path",
-                request.bundle
-            )));
-        }
-        io::check(&stdio(request))?;
-        let bundle = Bundle::at(&request.bundle);
-        let spec = bundle.spec().map_err(failed("read the bundle's configuration"))?;
-        let runc = Runc::new(
-            options::runc_settings(&options, &shim.namespace),
-            bundle.path(),
-            shim.reaper.clone(),
-        );
-        let annotations = spec.annotations().clone().unwrap_or_default();
-        let annotated = Layer::from_annotations(&annotations)
-            .map_err(|error| ShimError::InvalidArgument(error.to_string()))?;
-        Ok(Self {
-            namespace: shim.namespace.clone(),
-            program: shim.program.clone(),
-            annotated,
-            own_criu_config: None,
-            rootfs: bundle.root_path(&spec),
-            private_pids: has_private_pids(&spec),
-            control: ControlDir::of(&shim.namespace, &request.id),
-            io_owner: IoOwner {
-                uid: options.io_uid,
-                gid: options.io_gid,
-            },
-            no_pivot: options.no_pivot_root,
-            no_new_keyring: options.no_new_keyring,
-            id: request.id.clone(),
-            bundle,
-            runc,
-        })
-    }
-
-    /// Writes what lets others find the container and `delete` clean up after a dead shim.
-    pub(super) fn publish(&mut self, shim: &Shim) -> Result<(), ShimError> {
-        self.control
-            .create()
-            .map_err(failed("make the control directory"))?;
-        let named = checkpoint::name_criu_config(&self.bundle, &self.control);
-        self.own_criu_config = named.map_err(failed("write the bundle's configuration"))?;
-        let record = ShimRecord {
-            namespace: shim.namespace.clone(),
-            id: self.id.clone(),
-            address: shim.address.clone(),
-            bundle: self.bundle.path().to_owned(),
-        };
-        self.control
-            .write_shim(&record)
-            .map_err(failed("write the container's record"))?;
-        let kept = self.bundle.write_runc_settings(self.runc.settings());
-        kept.map_err(failed("write to the bundle"))
-    }
-
-    /// Where the shim mounts what the request asks to mount. The container's root may lie elsewhere and be
-    /// the engine's own, as with Docker.
-    fn mount_point(&self) -> PathBuf {
-        self.bundle.join("rootfs")
-    }
-
-    /// Removes what [`Identity::publish`] and mounting have made.
-    pub(super) async fn withdraw(&self) {
-        if let Err(error) = rootfs::unmount(&self.mount_point()).await {
-            warn!("the root file system of {} stays mounted: {error}", self.id);
-        }
-        if let Err(error) = self.control.remove() {
-            warn!("the control directory of {} stays: {error}", self.id);
-        }
-    }
-}
-
-/// The streams the request asks for.
-pub(super) fn stdio(request: &CreateTaskRequest) -> Stdio {
-    Stdio::new(&request.stdin, &request.stdout, &request.stderr, request.terminal)
 }
 
 /// Makes the container up to the point where its init waits to be started.
@@ -173,11 +44,11 @@ async fn try_create(
     rootfs::mount(&request.rootfs, &identity.mount_point()).await?;
     let stdio = stdio(request);
     let mut io = ProcessIo::default();
-    let result = match origin(identity, request, exchange).await? {
+    let result = match restore::origin(identity, request, exchange).await? {
         Origin::Fresh => run_create(identity, &stdio, &mut io)
             .await
             .map(|(pid, departure)| (pid, departure, None)),
-        Origin::Image(image) => run_restore(identity, &stdio, image)
+        Origin::Image(image) => restore::run(identity, &stdio, image)
             .await
             .map(|(pid, departure, restore)| (pid, departure, Some(restore))),
     };
@@ -192,109 +63,6 @@ async fn try_create(
         }),
         Err(error) => {
             io.abort().await;
-            Err(error)
-        }
-    }
-}
-
-/// What a container is made from.
-enum Origin {
-    /// Its configuration.
-    Fresh,
-    /// A checkpoint image.
-    Image(Image),
-}
-
-struct Image {
-    directory: PathBuf,
-    verdict: Option<PathBuf>,
-    deliverer: Option<Reply<Held>>,
-}
-
-/// Finds out what the container is to be made from; with a ticket whose image is to come, waits for it.
-async fn origin(
-    identity: &Identity,
-    request: &CreateTaskRequest,
-    exchange: Exchange,
-) -> Result<Origin, ShimError> {
-    let here = |directory: PathBuf| {
-        Origin::Image(Image {
-            directory,
-            verdict: None,
-            deliverer: None,
-        })
-    };
-    if !request.checkpoint.is_empty() {
-        return Ok(here(PathBuf::from(&request.checkpoint)));
-    }
-    let claimed = Ticket::claim(&ticket::default_root(), &identity.namespace, &identity.id)
-        .map_err(failed(format!("restore container {}", identity.id)))?;
-    let Some(claimed) = claimed else {
-        return Ok(Origin::Fresh);
-    };
-    if let Some(directory) = claimed.ticket.image_dir.clone() {
-        return Ok(here(directory));
-    }
-    let Exchange {
-        awaited,
-        mut delivery,
-    } = exchange;
-    let _ = awaited.send(());
-    let mut check = interval(TICKET_CHECK_INTERVAL);
-    loop {
-        tokio::select! {
-            delivered = &mut delivery => {
-                let delivered = delivered.map_err(failed("wait for the checkpoint image"))?;
-                return Ok(Origin::Image(Image {
-                    directory: delivered.image_dir,
-                    verdict: Some(delivered.verdict),
-                    deliverer: Some(delivered.reply),
-                }));
-            }
-            _ = check.tick() => claimed
-                .check()
-                .map_err(failed(format!("container {} of move {}", identity.id, claimed.ticket.migration)))?,
-        }
-    }
-}
-
-/// Starts the restore and returns when its namespaces stand and the gate is shut.
-async fn run_restore(
-    identity: &Identity,
-    stdio: &Stdio,
-    image: Image,
-) -> Result<(i32, Departure, PendingRestore), ShimError> {
-    let result = async {
-        let (streams, pending) = io::open(stdio, identity.io_owner, identity.control.join("console.sock"))?;
-        let request = RestoreRequest {
-            image_dir: image.directory,
-            work_dir: None,
-            options: identity.checkpoint_options(&Layer::default())?,
-            terminal: stdio.terminal,
-            no_pivot: identity.no_pivot,
-            verdict: image.verdict,
-        };
-        // The init is CRIU's child until CRIU has ended, and may end before we know its pid.
-        let nursery = identity.runc.reaper().nursery();
-        let broken = |error: CheckpointError| ShimError::Failed(error.to_string());
-        let mut restore = Restore::begin(identity.site(), &request, streams).map_err(broken)?;
-        let pid = restore.gated().await.map_err(broken)?;
-        let departure = nursery.adopt(pid);
-        Ok::<_, ShimError>((pid, departure, restore, pending))
-    };
-    match result.await {
-        Ok((pid, departure, restore, pending)) => {
-            let pending = PendingRestore {
-                restore,
-                streams: pending,
-                deliverer: image.deliverer,
-            };
-            Ok((pid, departure, pending))
-        }
-        Err(error) => {
-            if let Some(deliverer) = image.deliverer {
-                let _ = deliverer.send(Err(ShimError::Failed(error.to_string())));
-            }
             Err(error)
         }
     }
@@ -334,19 +102,4 @@ async fn run_create(
             Err(error)
         }
     }
-}
-
-fn has_private_pids(spec: &oci_spec::runtime::Spec) -> bool {
-    use oci_spec::runtime::LinuxNamespaceType;
-    let namespaces = spec
-        .linux()
-        .as_ref()
-        .and_then(|linux| linux.namespaces().as_ref());
-    namespaces.into_iter().flatten().any(|namespace| {
-        namespace.typ() == LinuxNamespaceType::Pid
-            && namespace
-                .path()
-                .as_ref()
-                .is_none_or(|path| path.as_os_str().is_empty())
-    })
 }

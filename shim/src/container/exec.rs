@@ -8,7 +8,7 @@ use godwit_runtime::bundle::read_pid;
 use godwit_runtime::reaper::Departure;
 use serde_json::Value;
 
-use super::create::Identity;
+use super::identity::Identity;
 use super::lifecycle::ExecLifecycle;
 use super::process::Process;
 use crate::error::{ShimError, failed};

@@ -3,13 +3,14 @@
 //! One task owns each container (`owner`); a handle only puts commands in its inbox and waits for the answer.
 //! The registry's lock is held for a look-up, never for work.
 
-mod checkpointing;
 mod command;
 mod create;
 mod exec;
+mod identity;
 pub(crate) mod lifecycle;
 mod owner;
 mod process;
+mod restore;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -23,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use crate::error::ShimError;
 use crate::publisher::Publisher;
 
-pub(crate) use command::{CheckpointOrder, Command, Delivery, DumpOrder, Finished, Reply};
+pub(crate) use command::{Command, Delivery, DumpOrder, Finished, Reply};
 
 /// Commands waiting for one owner, which takes each up at once; more means that a client runs wild.
 const INBOX_BOUND: usize = 128;

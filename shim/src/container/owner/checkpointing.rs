@@ -11,58 +11,19 @@ use containerd_shim::protos::events::task as events;
 use godwit_runtime::bundle::ExitRecord;
 use godwit_runtime::checkpoint::dump::{Dump, DumpEnd, DumpRequest, Hold};
 use godwit_runtime::checkpoint::restore::Restore;
-use godwit_runtime::checkpoint::{CheckpointError, Site, Step};
+use godwit_runtime::checkpoint::{CheckpointError, Step};
 use godwit_runtime::image;
-use godwit_runtime::options::{CheckpointOptions, HOST_FILE, Layer};
+use godwit_runtime::options::{CheckpointOptions, Layer};
 use godwit_runtime::reaper::{End, Exit};
 use log::{info, warn};
 
-use super::command::{CheckpointOrder, DumpOrder, Finished, Held, Reply};
-use super::create::Identity;
-use super::lifecycle::{Event, Lifecycle};
-use super::owner::{Happening, Owner};
-use crate::error::{ShimError, failed};
+use super::super::command::{DumpOrder, Finished, Held, Reply};
+use super::super::lifecycle::{Event, Lifecycle};
+use super::super::restore::PendingRestore;
+use super::{Happening, Owner};
+use crate::error::ShimError;
 use crate::io::{Pending, ProcessIo};
-
-/// A restore whose image has come and whose gate is shut.
-pub(super) struct PendingRestore {
-    pub(super) restore: Restore,
-    /// Its streams, connected when all is restored.
-    pub(super) streams: Pending,
-    /// Who delivered the image and waits for the hold; none if the engine itself brought it.
-    pub(super) deliverer: Option<Reply<Held>>,
-}
-
-impl Identity {
-    /// The container as dump and restore see it.
-    pub(super) fn site(&self) -> Site {
-        Site {
-            namespace: self.namespace.clone(),
-            id: self.id.clone(),
-            control: self.control.clone(),
-            bundle: self.bundle.clone(),
-            runc: self.runc.clone(),
-            program: self.program.clone(),
-            own_criu_config: self.own_criu_config.clone(),
-        }
-    }
-
-    /// The options that follow from `request`, the container's annotations and the host's file.
-    pub(super) fn checkpoint_options(&self, request: &Layer) -> Result<CheckpointOptions, ShimError> {
-        let host = Layer::from_host_file(HOST_FILE.as_ref()).map_err(failed("read the host's options"))?;
-        // Docker cannot say what it means under a runtime name that is not its own. Its own default is to stop.
-        let engine = Layer {
-            leave_running: Some(self.namespace != "moby"),
-            ..Layer::default()
-        };
-        Ok(CheckpointOptions::resolve(&[
-            request,
-            &self.annotated,
-            &host,
-            &engine,
-        ]))
-    }
-}
+use crate::options::CheckpointOrder;
 
 impl Owner {
     /// The task API's Checkpoint: dump into a directory, then stop or go on.
@@ -166,6 +127,12 @@ impl Owner {
                 self.init.operation = None;
                 self.undo_dump(Lifecycle::Running);
                 drop(reply.send(Err(ShimError::Failed(error.to_string()))));
+                // Who waits for the end of the dump need not know why it failed.
+                self.tell_finished(&Ok(Finished {
+                    running: self.lifecycle == Lifecycle::Running,
+                    pid: self.init.pid,
+                    steps: Vec::new(),
+                }));
                 return self.tell_held_exit();
             }
         };

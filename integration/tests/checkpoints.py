@@ -1,0 +1,185 @@
+"""What the checkpoint tests share: a server that shows what survives, connections to it, and traces that must not be left.
+
+The server is one Python process. It answers each HTTP request, on connections that stay open, with the number of requests
+so far: a number that lives in its memory only. It also writes a growing number to its standard output.
+"""
+
+import ctypes
+import os
+import re
+import socket
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+from lab import links
+from lab.commands import wait_until
+from tests.support import SOON_SECONDS, EngineTest
+
+# An answer takes milliseconds; a packet lost while an address was away is sent again within seconds.
+ANSWER_SECONDS = 10.0
+CLONE_NEWNET = 0x40000000
+
+SERVER = r"""
+import select, signal, socket, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+listener = socket.create_server(("", 80))
+connections, n_served, n_ticks, tick_at = [], 0, 0, 0.0
+held = []
+while True:
+    ready, _, _ = select.select([listener, *connections], [], [], 0.05)
+    if time.monotonic() >= tick_at:
+        n_ticks, tick_at = n_ticks + 1, time.monotonic() + 0.05
+        print(n_ticks, flush=True)
+    for one in ready:
+        if one is listener:
+            connections.append(one.accept()[0])
+            continue
+        try:
+            request = one.recv(4096)
+        except OSError:
+            request = b""
+        if not request:
+            connections.remove(one)
+            one.close()
+            continue
+        n_served += 1
+        if b" /hold " in request:  # takes a descriptor that somebody outside passes
+            with socket.socket(socket.AF_UNIX) as giver:
+                giver.connect("/shared/giver.sock")
+                held = socket.recv_fds(giver, 16, 1)[1]
+        if b" /drop " in request:
+            import os
+            [os.close(descriptor) for descriptor in held]
+        body = str(n_served).encode()
+        one.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+"""
+
+
+class Link:
+    """One TCP connection from a place of the lab to a server; used as a context."""
+
+    def __init__(self, place: str, address: str, port: int = 80) -> None:
+        # A thread may live in another network namespace; its socket stays there.
+        with ThreadPoolExecutor(max_workers=1) as thread:
+            self._socket = thread.submit(_connect, place, address, port).result()
+
+    def __enter__(self) -> "Link":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+    def ask(self, path: str = "/") -> int:
+        """Sends one request on this very connection; how many the server has answered."""
+        self._socket.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        answer = b""
+        while not re.search(rb"\r\n\r\n\d+$", answer):
+            read = self._socket.recv(4096)
+            if not read:
+                raise ConnectionResetError("the server closed the connection")
+            answer += read
+        return int(answer.rpartition(b"\r\n")[2])
+
+
+def _connect(place: str, address: str, port: int) -> socket.socket:
+    namespace = os.open(links.namespace_path(place), os.O_RDONLY)
+    try:
+        if ctypes.CDLL(None, use_errno=True).setns(namespace, CLONE_NEWNET) != 0:
+            raise OSError(ctypes.get_errno(), f"cannot enter the network of {place}")
+    finally:
+        os.close(namespace)
+    return socket.create_connection((address, port), timeout=ANSWER_SECONDS)
+
+
+class CheckpointTest(EngineTest):
+    """A test of checkpoints on host ha."""
+
+    def serve(self, *options: str, command: tuple[str, ...] = ("python3", "-c", SERVER)) -> str:
+        """Starts the server's container."""
+        return self.start("python:3", *command, options=options)
+
+    def link(self, place: str, address: str, port: int = 80) -> Link:
+        """A connection to a server that comes up or is up; it ends with the test."""
+        links_made: list[Link] = []
+
+        def connect() -> bool:
+            try:
+                links_made.append(Link(place, address, port))
+            except OSError:
+                return False
+            return True
+
+        wait_until(f"a server at {address}:{port}", connect, SOON_SECONDS)
+        (made,) = links_made
+        self.addCleanup(made.__exit__)
+        return made
+
+    def address(self, name: str) -> str:
+        """The container's own address."""
+        return self.inspect(name, "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}")
+
+    def ticks(self, name: str) -> list[int]:
+        """What the server has written so far."""
+        return [int(line) for line in self.logs(name).split()]
+
+    def status(self, name: str) -> str:
+        """Docker's word for the container's state."""
+        return self.inspect(name, "{{.State.Status}}")
+
+    def checkpoint(self, name: str, checkpoint: str = "c1") -> None:
+        """`docker checkpoint create`, which must succeed."""
+        self.docker("checkpoint", "create", name, checkpoint)
+
+    def failed_checkpoint(self, name: str) -> str:
+        """`docker checkpoint create`, which must fail; its error."""
+        done = self.docker("checkpoint", "create", name, "bad", check=False)
+        self.assertNotEqual(0, done.returncode, "the checkpoint succeeded")
+        return done.stderr
+
+    def restore(self, name: str, checkpoint: str = "c1", check: bool = True) -> subprocess.CompletedProcess[str]:
+        """`docker start --checkpoint`, tried again while Docker's own leftovers are in the way."""
+        ends_at = time.monotonic() + SOON_SECONDS
+        while True:
+            done = self.docker("start", "--checkpoint", checkpoint, name, check=False)
+            if done.returncode == 0 or "already exists" not in done.stderr or time.monotonic() > ends_at:
+                break
+        if check:
+            self.assertEqual(0, done.returncode, done.stderr)
+        return done
+
+    def assert_runs_on(self, name: str, link: Link) -> None:
+        """The container was not harmed: it runs, answers on its connection, and nothing of the dump is left."""
+        self.assertEqual("running", self.status(name))
+        before = link.ask()
+        self.assertEqual(before + 1, link.ask())
+        ticks = len(self.ticks(name))
+        self.soon("its log to go on", lambda: len(self.ticks(name)) > ticks)
+        self.assert_no_trace(name)
+
+    def assert_no_trace(self, name: str) -> None:
+        """A running container is as after any start: not frozen, its network open, no helper left beside it."""
+        pid = self.inspect(name, "{{.State.Pid}}")
+        rules = self.ha.run("sh", "-c", f"nsenter -t {pid} -n nft list ruleset; nsenter -t {pid} -n iptables-save").stdout
+        self.assertNotRegex(rules, r"godwit|CRIU|c114")
+        # The thawer ends a moment after CRIU.
+        self.soon("the dump's helpers to end", lambda: not self.helpers())
+        self.assertEqual("thawed", self.freezer(pid))
+        self.assertEqual(1, len(self.tasks()), "control directories of other containers are left")
+
+    def helpers(self) -> list[str]:
+        """Processes of a dump or restore under way on ha."""
+        lines = self.ha.run("ps", "ax", "-o", "args").stdout.splitlines()
+        return [line for line in lines if re.search(r"/run/godwit/tasks/\w+/(hold|gate|thaw)|^\S*criu |runc .*(restore|checkpoint) ", line)]
+
+    def tasks(self) -> list[str]:
+        """The control directories on ha."""
+        return self.ha.run("ls", "/run/godwit/tasks").stdout.split()
+
+    def freezer(self, pid: str) -> str:
+        """Whether the cgroup of a process of ha is frozen."""
+        v1 = f"cat /sys/fs/cgroup/freezer$(sed -n 's/^[0-9]*:freezer://p' /proc/{pid}/cgroup)/freezer.state"
+        v2 = f"cat /sys/fs/cgroup$(sed -n 's/^0:://p' /proc/{pid}/cgroup)/cgroup.freeze"
+        says = self.ha.run("sh", "-c", v2 if self.ha.state()["cgroups"] == "v2" else v1).stdout.strip()
+        return {"THAWED": "thawed", "0": "thawed"}.get(says, says)

@@ -1,0 +1,167 @@
+//! What a request and a bundle say of a container, for as long as it lives, and how others find it.
+
+use std::path::{Path, PathBuf};
+
+use containerd_shim::api::CreateTaskRequest;
+use containerd_shim::asynchronous::io::Stdio;
+use godwit_runtime::bundle::Bundle;
+use godwit_runtime::checkpoint::{self, Site};
+use godwit_runtime::control::{ControlDir, ShimRecord};
+use godwit_runtime::options::{CheckpointOptions, HOST_FILE, Layer};
+use godwit_runtime::runc::Runc;
+use log::warn;
+
+use super::Shim;
+use crate::error::{ShimError, failed};
+use crate::io::{self, IoOwner};
+use crate::options;
+use crate::rootfs;
+
+/// What stays the same for a container's life.
+#[derive(Clone)]
+pub(super) struct Identity {
+    pub(super) id: String,
+    pub(super) bundle: Bundle,
+    pub(super) rootfs: PathBuf,
+    pub(super) runc: Runc,
+    pub(super) control: ControlDir,
+    pub(super) io_owner: IoOwner,
+    /// Its processes end with its init, because it has a pid namespace of its own.
+    pub(super) private_pids: bool,
+    pub(super) namespace: String,
+    /// The binary that CRIU and runC call back.
+    pub(super) program: PathBuf,
+    /// What the container's annotations say of checkpoints.
+    pub(super) annotated: Layer,
+    /// The CRIU configuration the container brought itself.
+    pub(super) own_criu_config: Option<PathBuf>,
+    pub(super) no_pivot: bool,
+    pub(super) no_new_keyring: bool,
+}
+
+impl Identity {
+    /// Reads what the request and the bundle say, and changes nothing.
+    pub(super) fn of(shim: &Shim, request: &CreateTaskRequest) -> Result<Self, ShimError> {
+        let options = options::decode(request.options.as_ref())?;
+        if !Path::new(&request.bundle).is_absolute() {
+            return Err(ShimError::InvalidArgument(format!(
+                "the bundle {} is no absolute path",
+                request.bundle
+            )));
+        }
+        io::check(&stdio(request))?;
+        let bundle = Bundle::at(&request.bundle);
+        let spec = bundle.spec().map_err(failed("read the bundle's configuration"))?;
+        let runc = Runc::new(
+            options::runc_settings(&options, &shim.namespace),
+            bundle.path(),
+            shim.reaper.clone(),
+        );
+        let annotations = spec.annotations().clone().unwrap_or_default();
+        let annotated = Layer::from_annotations(&annotations)
+            .map_err(|error| ShimError::InvalidArgument(error.to_string()))?;
+        Ok(Self {
+            namespace: shim.namespace.clone(),
+            program: shim.program.clone(),
+            annotated,
+            own_criu_config: None,
+            rootfs: bundle.root_path(&spec),
+            private_pids: has_private_pids(&spec),
+            control: ControlDir::of(&shim.namespace, &request.id),
+            io_owner: IoOwner {
+                uid: options.io_uid,
+                gid: options.io_gid,
+            },
+            no_pivot: options.no_pivot_root,
+            no_new_keyring: options.no_new_keyring,
+            id: request.id.clone(),
+            bundle,
+            runc,
+        })
+    }
+
+    /// Writes what lets others find the container and `delete` clean up after a dead shim.
+    pub(super) fn publish(&mut self, shim: &Shim) -> Result<(), ShimError> {
+        self.control
+            .create()
+            .map_err(failed("make the control directory"))?;
+        let named = checkpoint::name_criu_config(&self.bundle, &self.control);
+        self.own_criu_config = named.map_err(failed("write the bundle's configuration"))?;
+        let record = ShimRecord {
+            namespace: shim.namespace.clone(),
+            id: self.id.clone(),
+            address: shim.address.clone(),
+            bundle: self.bundle.path().to_owned(),
+        };
+        self.control
+            .write_shim(&record)
+            .map_err(failed("write the container's record"))?;
+        let kept = self.bundle.write_runc_settings(self.runc.settings());
+        kept.map_err(failed("write to the bundle"))
+    }
+
+    /// The container as dump and restore see it.
+    pub(super) fn site(&self) -> Site {
+        Site {
+            namespace: self.namespace.clone(),
+            id: self.id.clone(),
+            control: self.control.clone(),
+            bundle: self.bundle.clone(),
+            runc: self.runc.clone(),
+            program: self.program.clone(),
+            own_criu_config: self.own_criu_config.clone(),
+        }
+    }
+
+    /// The options that follow from `request`, the container's annotations and the host's file.
+    pub(super) fn checkpoint_options(&self, request: &Layer) -> Result<CheckpointOptions, ShimError> {
+        let host = Layer::from_host_file(HOST_FILE.as_ref()).map_err(failed("read the host's options"))?;
+        // Docker cannot say what it means under a runtime name that is not its own. Its own default is to stop.
+        let engine = Layer {
+            leave_running: Some(self.namespace != "moby"),
+            ..Layer::default()
+        };
+        Ok(CheckpointOptions::resolve(&[
+            request,
+            &self.annotated,
+            &host,
+            &engine,
+        ]))
+    }
+
+    /// Where the shim mounts what the request asks to mount. The container's root may lie elsewhere and be
+    /// the engine's own, as with Docker.
+    pub(super) fn mount_point(&self) -> PathBuf {
+        self.bundle.join("rootfs")
+    }
+
+    /// Removes what [`Identity::publish`] and mounting have made.
+    pub(super) async fn withdraw(&self) {
+        if let Err(error) = rootfs::unmount(&self.mount_point()).await {
+            warn!("the root file system of {} stays mounted: {error}", self.id);
+        }
+        if let Err(error) = self.control.remove() {
+            warn!("the control directory of {} stays: {error}", self.id);
+        }
+    }
+}
+
+/// The streams the request asks for.
+pub(super) fn stdio(request: &CreateTaskRequest) -> Stdio {
+    Stdio::new(&request.stdin, &request.stdout, &request.stderr, request.terminal)
+}
+
+fn has_private_pids(spec: &oci_spec::runtime::Spec) -> bool {
+    use oci_spec::runtime::LinuxNamespaceType;
+    let namespaces = spec
+        .linux()
+        .as_ref()
+        .and_then(|linux| linux.namespaces().as_ref());
+    namespaces.into_iter().flatten().any(|namespace| {
+        namespace.typ() == LinuxNamespaceType::Pid
+            && namespace
+                .path()
+                .as_ref()
+                .is_none_or(|path| path.as_os_str().is_empty())
+    })
+}
