@@ -7,10 +7,12 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 use nix::sys::statvfs::statvfs;
 use tokio::process::Command;
 use tokio::time::timeout;
 
+use crate::engine::Container;
 use crate::host::{Host, Tools};
 
 /// The oldest CRIU that dumps TCP sockets on today's kernels: since Linux 6.16 older ones are refused SO_PASSCRED.
@@ -68,6 +70,24 @@ pub fn room(host: &Host, memory_bytes: u64, copies: u64) -> Vec<String> {
         ));
     }
     objections
+}
+
+/// Which cgroups containers of this host are given.
+pub fn cgroup_version() -> u8 {
+    let unified = statfs("/sys/fs/cgroup").is_ok_and(|found| found.filesystem_type() == CGROUP2_SUPER_MAGIC);
+    if unified { 2 } else { 1 }
+}
+
+/// Why a container that sees its host's cgroups cannot go from one version of them to the other: CRIU finds nothing to
+/// mount in their place.
+pub fn cgroups(container: &Container, there: u8, here: u8) -> Option<String> {
+    let private = container.description["HostConfig"]["CgroupnsMode"] == "private";
+    (there != here && !private).then(|| {
+        format!(
+            "it was started on cgroup v{there} and this host has v{here}: it sees its host's cgroups and cannot be \
+             restored here; start it with --cgroupns=private"
+        )
+    })
 }
 
 /// Free bytes where `path` or its nearest existing parent lies.

@@ -175,6 +175,11 @@ impl Destination {
         let look = async {
             let mut objections = checks::tools(&host.tools).await;
             objections.extend(checks::room(&host, offer.memory_bytes, 2));
+            objections.extend(checks::cgroups(
+                &offer.container,
+                offer.cgroup_version,
+                checks::cgroup_version(),
+            ));
             objections.extend(host.engine.objections(&offer.container).await?);
             Ok((
                 objections,

@@ -7,7 +7,7 @@
 use std::future::Future;
 use std::io::Write;
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -52,6 +52,8 @@ pub struct Link {
     writer: JoinHandle<()>,
     _reader: AbortOnDropHandle<()>,
     dead: CancellationToken,
+    /// Why nothing can be written any more, once that is so.
+    write_error: Arc<OnceLock<String>>,
 }
 
 impl Link {
@@ -64,14 +66,21 @@ impl Link {
         let (outgoing, to_write) = mpsc::channel(QUEUE_BOUND);
         let (was_read, incoming) = mpsc::channel(QUEUE_BOUND);
         let dead = CancellationToken::new();
+        let write_error = Arc::default();
         Self {
             peer: peer.into(),
             outgoing,
             incoming,
             transfer: Arc::default(),
-            writer: tokio::spawn(write_frames(write_half, to_write, dead.clone())),
+            writer: tokio::spawn(write_frames(
+                write_half,
+                to_write,
+                dead.clone(),
+                Arc::clone(&write_error),
+            )),
             _reader: AbortOnDropHandle::new(tokio::spawn(read_frames(read_half, was_read, dead.clone()))),
             dead,
+            write_error,
         }
     }
 
@@ -257,7 +266,10 @@ impl Link {
             match timeout(REASON_DEADLINE, self.next()).await {
                 Ok(Ok(_)) => {}
                 Ok(Err(problem)) => return problem,
-                Err(_) => return Problem::Here(lost(&self.peer, "it was closed")),
+                Err(_) => {
+                    let reason = self.write_error.get().map_or("it was closed", String::as_str);
+                    return Problem::Here(lost(&self.peer, reason));
+                }
             }
         }
     }
@@ -340,6 +352,7 @@ async fn write_frames(
     mut stream: impl AsyncWrite + Unpin,
     mut frames: mpsc::Receiver<Frame>,
     dead: CancellationToken,
+    write_error: Arc<OnceLock<String>>,
 ) {
     let write = async {
         loop {
@@ -360,6 +373,8 @@ async fn write_frames(
         outcome = write => {
             if let Err(error) = outcome {
                 log::debug!("writing to a peer: {error}");
+                // The kernel tells of a cut once, and it may tell the writer only.
+                let _ = write_error.set(error.to_string());
             }
         }
         () = dead.cancelled() => {}

@@ -57,6 +57,8 @@ pub struct Offer {
     pub container: Container,
     /// Memory that its image will need, about.
     pub memory_bytes: u64,
+    /// The version of the source's cgroups, 1 or 2.
+    pub cgroup_version: u8,
 }
 
 /// A control message.

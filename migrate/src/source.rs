@@ -190,6 +190,7 @@ impl Source {
         let offer = Offer {
             container: self.container.clone(),
             memory_bytes,
+            cgroup_version: checks::cgroup_version(),
         };
         self.link.send(Message::Offer(Box::new(offer))).await?;
         match self.link.receive("answer", deadlines::PLAN).await? {
