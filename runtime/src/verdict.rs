@@ -46,6 +46,12 @@ pub fn decide(path: &Path, verdict: Verdict) -> io::Result<Verdict> {
     let directory = path
         .parent()
         .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+    if let Some(standing) = read(path)? {
+        // No temporary file where nothing can be decided any more: somebody may be removing the directory. Its name
+        // may still be on its way to the disk, though, if its writer has died.
+        File::open(directory)?.sync_all()?;
+        return Ok(standing);
+    }
     let temporary = directory.join(format!(".verdict-{}-{}", std::process::id(), verdict.as_str()));
     // A leftover of a dead process with our pid would make `create_new` fail for ever.
     let _ = fs::remove_file(&temporary);
