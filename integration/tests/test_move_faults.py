@@ -155,6 +155,25 @@ class BeforeTheCommit(Fault):
             self.assertNotEqual(0, move.end().code, move.said)
             self.start_agent(self.ha)
 
+    def test_the_holder_is_killed_and_criu_takes_that_for_a_refusal(self) -> None:
+        self.filled()
+        with self.unharmed():
+            self.begin_and_kill("hold")
+
+    def test_the_holder_and_the_thawer_are_killed_and_the_shim_settles(self) -> None:
+        self.filled()
+        with self.unharmed():
+            self.begin_and_kill("thaw", "hold")
+
+    def begin_and_kill(self, *names: str) -> None:
+        """Has a move fail because the programs that CRIU calls die while the container is held."""
+        move = self.begin_move(self.name)
+        move.until("freeze")
+        move.until_sent(SOME_OF_IT)
+        for name in names:
+            self.ha.run("pkill", "-KILL", "-f", f"^/run/godwit/tasks/[0-9a-f]*/{name}")
+        self.failed(move.end(), 1, "let run on before the commit")
+
 
 class AfterTheCommit(Fault):
     def test_a_destination_that_dies_with_the_commit_runs_the_container_when_it_is_back(self) -> None:

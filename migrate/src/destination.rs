@@ -10,25 +10,26 @@ use std::time::Instant;
 use godwit_runtime::control::create_private_dir;
 use godwit_runtime::delta;
 use godwit_runtime::verdict::Verdict;
-use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
 use crate::checks;
 use crate::clock::Clock;
 use crate::container_log::Reserve;
 use crate::deadlines;
-use crate::engine::{Created, EngineError};
+use crate::engine::Created;
 use crate::failure::{Cause, Failure, Problem};
 use crate::host::Host;
 use crate::image_stream;
 use crate::journal::{Journal, Mark, Opened};
 use crate::lease::Lease;
 use crate::link::Link;
+use crate::made::{Made, start_ended};
 use crate::message::{Message, Offer, Purpose};
-use crate::phase::{self, Boxed, ForwardRow, Phase, Role, Row, Side};
+use crate::phase::{Phase, Role};
 use crate::places::MigrationId;
 use crate::progress::Observer;
 use crate::recovery;
+use crate::run::{self, Boxed, ForwardRow, Row, Side};
 use crate::shim::{SHIM_PROTOCOL, ShimClient};
 
 /// The state in which a shim waits for an image.
@@ -36,16 +37,6 @@ const AWAITING_IMAGE: &str = "awaiting-image";
 
 /// How long to wait for the reason why a start failed, from whoever knows it better than the engine.
 const REASON_DEADLINE: std::time::Duration = std::time::Duration::from_secs(2);
-
-/// What there is of the container on this host.
-#[derive(Debug, Default)]
-struct Made {
-    /// The engine's answer to create, which is never dropped half-way: what it made must be known to be removed.
-    creating: Option<JoinHandle<Result<Created, EngineError>>>,
-    created: Option<Created>,
-    lease: Option<Lease>,
-    starting: Option<JoinHandle<Result<(), EngineError>>>,
-}
 
 /// One move, seen from its destination.
 pub struct Destination {
@@ -92,7 +83,7 @@ pub async fn run(
         log: None,
         leftovers: Vec::new(),
     };
-    let outcome = phase::run(&mut destination).await;
+    let outcome = run::run(&mut destination).await;
     destination.link.end().await;
     outcome
 }
@@ -576,35 +567,5 @@ impl Destination {
 
     fn image_dir(&self) -> PathBuf {
         self.host.places.image(&self.migration)
-    }
-}
-
-impl Made {
-    /// Waits for the engine's answer to create. May be dropped and called again.
-    async fn finish_creating(&mut self) -> Result<Created, Problem> {
-        let Some(creating) = self.creating.as_mut() else {
-            return Err(Problem::failed("the container is not being made"));
-        };
-        let outcome = creating.await;
-        self.creating = None;
-        let created = outcome.map_err(|error| Problem::failed(error.to_string()))??;
-        self.created = Some(created.clone());
-        Ok(created)
-    }
-}
-
-/// Waits for the end of a start that must not end yet: it has failed, whatever it says. May be dropped.
-async fn start_ended(starting: &mut Option<JoinHandle<Result<(), EngineError>>>) -> Problem {
-    let Some(handle) = starting.as_mut() else {
-        return std::future::pending().await;
-    };
-    let outcome = handle.await;
-    *starting = None;
-    match outcome {
-        Ok(Err(error)) => error.into(),
-        Ok(Ok(())) => Problem::failed(
-            "the engine started the container without Godwit's shim: check the runtime it was created with",
-        ),
-        Err(error) => Problem::failed(error.to_string()),
     }
 }

@@ -25,10 +25,11 @@ use crate::image_stream;
 use crate::journal::{Journal, Mark, Opened};
 use crate::link::Link;
 use crate::message::{Intent, Message, Offer, Purpose, VERSIONS};
-use crate::phase::{self, Boxed, ForwardRow, Phase, Role, Row, Side};
+use crate::phase::{Phase, Role};
 use crate::places::MigrationId;
 use crate::progress::Observer;
 use crate::recovery;
+use crate::run::{self, Boxed, ForwardRow, Row, Side};
 use crate::shim::{SHIM_PROTOCOL, ShimClient};
 
 /// Rounds of files before the freeze at most: a container that writes faster than the link would go on for ever.
@@ -99,7 +100,7 @@ pub async fn run(
         migration,
         container,
     };
-    let outcome = phase::run(&mut source).await;
+    let outcome = run::run(&mut source).await;
     source.link.end().await;
     outcome.map(|()| source.report())
 }

@@ -1,0 +1,135 @@
+//! The one place where a list of phases is run and unwound.
+//!
+//! Each side has two lists. Rows of the first can fail, and each has its undo. Between the lists stands the decision:
+//! the point of no return. Rows of the second cannot fail by their type: what goes wrong there is told in the
+//! report, and nothing is undone. This module does not know what a phase does.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::time::Instant;
+
+use crate::failure::{Cause, Failure, Problem};
+use crate::phase::{Phase, Role};
+use crate::progress::{Event, Observer, PhaseState};
+
+/// What a phase returns.
+pub type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// A phase before the decision.
+pub struct Row<R> {
+    /// Its name.
+    pub phase: Phase,
+    /// What it does. It may be dropped at any await: whatever it has begun, `undo` must find noted in `R`.
+    pub forward: for<'a> fn(&'a mut R) -> Boxed<'a, Result<(), Problem>>,
+    /// Undoes as much of it as was done, nothing included.
+    pub undo: for<'a> fn(&'a mut R) -> Boxed<'a, ()>,
+}
+
+/// A phase after the decision.
+pub struct ForwardRow<R> {
+    /// Its name.
+    pub phase: Phase,
+    /// What it does.
+    pub forward: for<'a> fn(&'a mut R) -> Boxed<'a, ()>,
+}
+
+/// One side of a move.
+pub trait Side: Sized + Send + 'static {
+    /// Which side this is.
+    const ROLE: Role;
+    /// The phases before the decision, in order.
+    const UNDOABLE: &'static [Row<Self>];
+    /// The phases after it, in order.
+    const FORWARD: &'static [ForwardRow<Self>];
+
+    /// Makes, or learns, the decision: `Ok` is commit, from which there is no way back. Never dropped half-way.
+    fn decide(&mut self) -> Boxed<'_, Result<(), Problem>>;
+
+    /// Tells the peer that this side gives up; best effort, must not wait.
+    fn tell_failure(&mut self, failure: &Failure);
+
+    /// Where to tell of progress; also carries the wish to abort.
+    fn observer(&self) -> &Observer;
+
+    /// The name of this host.
+    fn host(&self) -> &str;
+
+    /// Takes what the undoing could not undo, in words.
+    fn take_leftovers(&mut self) -> Vec<String>;
+}
+
+/// Runs one side through all its phases. On `Err` everything that this side did is undone.
+pub async fn run<S: Side>(side: &mut S) -> Result<(), Failure> {
+    for (index, row) in S::UNDOABLE.iter().enumerate() {
+        let began = begin(side, row.phase);
+        let abort = side.observer().abort.clone();
+        let outcome = tokio::select! {
+            // An abort that was asked for before the phase must not let it begin.
+            biased;
+            () = abort.cancelled() => Err(Problem::Here(Cause::Aborted)),
+            outcome = (row.forward)(side) => outcome,
+        };
+        end(side, row.phase, began, outcome.is_ok());
+        if let Err(problem) = outcome {
+            return Err(unwind(side, &S::UNDOABLE[..=index], row.phase, problem).await);
+        }
+    }
+    if let Err(problem) = side.decide().await {
+        return Err(unwind(side, S::UNDOABLE, Phase::Commit, problem).await);
+    }
+    // The point of no return: the container belongs to the destination, whatever happens from here on.
+    for row in S::FORWARD {
+        let began = begin(side, row.phase);
+        (row.forward)(side).await;
+        end(side, row.phase, began, true);
+    }
+    Ok(())
+}
+
+/// The one place where anything is undone.
+async fn unwind<S: Side>(side: &mut S, done: &[Row<S>], phase: Phase, problem: Problem) -> Failure {
+    let mut failure = match problem {
+        Problem::There(failure) => failure,
+        Problem::Here(cause) => {
+            let failure = Failure::new(S::ROLE, side.host(), phase, cause);
+            side.tell_failure(&failure);
+            failure
+        }
+    };
+    log::warn!("{}: {failure}; undoing", S::ROLE);
+    for row in done.iter().rev() {
+        (row.undo)(side).await;
+    }
+    failure.leftovers.extend(side.take_leftovers());
+    failure
+}
+
+fn begin<S: Side>(side: &S, phase: Phase) -> Instant {
+    side.observer().tell(Event::Phase {
+        phase,
+        state: PhaseState::Begin,
+        ms: 0,
+        bytes: side.observer().bytes(),
+    });
+    Instant::now()
+}
+
+fn end<S: Side>(side: &S, phase: Phase, began: Instant, succeeded: bool) {
+    let ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let state = if succeeded {
+        PhaseState::End
+    } else {
+        PhaseState::Failed
+    };
+    let bytes = side.observer().bytes();
+    log::debug!(
+        "{} {phase}: {state:?} after {ms} ms, {bytes} bytes so far",
+        S::ROLE
+    );
+    side.observer().tell(Event::Phase {
+        phase,
+        state,
+        ms,
+        bytes,
+    });
+}
