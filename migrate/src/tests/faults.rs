@@ -116,13 +116,14 @@ async fn all_objections_of_both_hosts_are_told_at_once_and_nothing_is_touched() 
         panic!("{failure}");
     };
     let text = reasons.join("\n");
-    for part in [
-        "ha: redis is not running",
-        "not under Godwit",
-        "hb: the name is taken",
-    ] {
+    for part in ["ha: redis is not running", "hb: the name is taken"] {
         assert!(text.contains(part), "{part} is not in {text}");
     }
+    assert_eq!(
+        reasons.len(),
+        2,
+        "a stopped container has no shim to speak of: {text}"
+    );
     assert_eq!(world.destination.fake.containers.lock().unwrap().len(), 1);
     assert!(
         world.destination.fake.images.lock().unwrap().is_empty(),
