@@ -1,6 +1,7 @@
 //! The exit dispatcher on real children. One test at a time: it reaps every child of the process.
 #![allow(clippy::unwrap_used, reason = "helpers of a test, which fail by panic")]
 
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -92,14 +93,20 @@ async fn a_command_past_its_deadline_is_killed(reaper: &Reaper) {
 async fn an_orphan_that_ended_before_its_pid_was_known_is_still_heard_of(reaper: &Reaper) {
     let nursery = reaper.nursery();
     let mut parent = reaper
-        .spawn(shell("(exit 5) & echo $!").stdout(Stdio::piped()))
+        .spawn(shell("(while kill -0 $$ 2>/dev/null; do :; done; exit 5) & echo $!").stdout(Stdio::piped()))
         .unwrap();
     let stdout = pipe::Receiver::from_owned_fd(parent.stdout.take().unwrap().into()).unwrap();
     let mut line = String::new();
     BufReader::new(stdout).read_line(&mut line).await.unwrap();
     parent.departure.wait().await;
     let orphan: i32 = line.trim().parse().unwrap();
-    // Both are reaped by now, or the orphan any moment: either way its exit must come.
+    // The orphan outlives its parent, which could have reaped it otherwise, and is reaped before it is asked for.
+    let reaped = async {
+        while Path::new("/proc").join(orphan.to_string()).exists() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    timeout(DEADLINE, reaped).await.unwrap();
     let exit = timeout(DEADLINE, nursery.adopt(orphan).wait()).await.unwrap();
     assert_eq!((exit.pid, exit.end), (orphan, End::Exited(5)));
 }
