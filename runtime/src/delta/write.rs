@@ -289,8 +289,12 @@ impl Pass<'_> {
                 Err(Errno::NXIO) => break,
                 Err(error) => return Err(Contents::Unreadable(error.into())),
             };
-            let hole =
-                fs::seek(file, SeekFrom::Hole(start)).map_err(|error| Contents::Unreadable(error.into()))?;
+            let hole = match fs::seek(file, SeekFrom::Hole(start)) {
+                Ok(hole) => hole,
+                // The file was cut meanwhile; the next pass will find it changed.
+                Err(Errno::NXIO) => break,
+                Err(error) => return Err(Contents::Unreadable(error.into())),
+            };
             let end = hole.min(size);
             offset = start;
             while offset < end {
@@ -299,7 +303,7 @@ impl Pass<'_> {
                     .read_at(&mut buffer[..wanted], offset)
                     .map_err(Contents::Unreadable)?;
                 if len == 0 {
-                    // The file was cut meanwhile; the next pass will find it changed.
+                    // Cut, once more.
                     return Chunk::END.encode(&mut self.out).map_err(Contents::Unsent);
                 }
                 Chunk { offset, len }
