@@ -11,7 +11,7 @@ use containerd_shim::protos::events::task as events;
 use godwit_runtime::bundle::ExitRecord;
 use godwit_runtime::checkpoint::dump::{Dump, DumpEnd, DumpRequest, Hold};
 use godwit_runtime::checkpoint::restore::Restore;
-use godwit_runtime::checkpoint::{CheckpointError, Step};
+use godwit_runtime::checkpoint::{CheckpointError, Site, Step};
 use godwit_runtime::image;
 use godwit_runtime::options::{CheckpointOptions, Layer};
 use godwit_runtime::reaper::{End, Exit};
@@ -39,10 +39,13 @@ impl Owner {
         let resume_as = self.begin_dump();
         let site = self.identity.site();
         self.happenings.spawn(async move {
-            let result = match Dump::begin(site, request) {
-                Ok(dump) => dump.end().await,
-                Err(error) => Err(error),
-            };
+            let mut result = dump_to_its_end(site.clone(), request.clone()).await;
+            if let Err(error) = &result
+                && error.may_pass_when_repeated()
+            {
+                warn!("{error}; trying once more");
+                result = dump_to_its_end(site, request).await;
+            }
             Happening::Checkpointed {
                 result: result.map(|(end, _)| end),
                 resume_as,
@@ -362,4 +365,8 @@ impl Owner {
             let _ = waiter.send(answer.clone().map_err(ShimError::Failed));
         }
     }
+}
+
+async fn dump_to_its_end(site: Site, request: DumpRequest) -> Result<(DumpEnd, Vec<Step>), CheckpointError> {
+    Dump::begin(site, request)?.end().await
 }
