@@ -19,6 +19,8 @@ RUNTIME = os.environ.get("GODWIT_TEST_RUNTIME", "io.containerd.godwit.v2")
 STOCK_RUNTIME = "io.containerd.runc.v2"
 # A container starts within half a second; a machine busy with a build needs more.
 SOON_SECONDS = 15.0
+# For a test of a minute or more: `make test-all` runs it, `make test` says that it did not.
+needs_slow = unittest.skipUnless(os.environ.get("GODWIT_TEST_SLOW") == "1", "slow: run by make test-all")
 
 _numbers = itertools.count(1)
 
