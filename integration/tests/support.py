@@ -12,6 +12,7 @@ import time
 import unittest
 from collections.abc import Callable
 
+from lab import images
 from lab.commands import wait_until
 from lab.hosts import Host, client_command
 
@@ -37,6 +38,13 @@ class EngineTest(unittest.TestCase):
     def docker(self, *argv: str, host: Host | None = None, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Runs Docker's command line on a host (ha unless told)."""
         return (host or self.ha).run("docker", *argv, check=check)
+
+    def image(self, name: str, host: Host | None = None) -> str:
+        """The tag of one of the lab's images, imported first where the host lacks it."""
+        tag = images.IMAGES[name].tag
+        if self.docker("image", "inspect", tag, host=host, check=False).returncode != 0:
+            images.import_image(host or self.ha, name)
+        return tag
 
     def new_name(self, host: Host | None = None) -> str:
         """A fresh container name; the container goes away with the test."""
