@@ -192,8 +192,9 @@ class Shim:
         if self.pid:
             self.host.run("kill", "-9", str(self.pid), check=False)
         self.action("-bundle", self.bundle, "delete")
-        for left in ("", ".ev"):
-            self.host.run("rm", "-rf", f"{self.bundle}{left}")
+        # What a shim should have unmounted may still be there, and must not be removed through it.
+        self.host.run("umount", "--recursive", f"{self.bundle}/rootfs", check=False)
+        self.host.run("rm", "-rf", "--one-file-system", self.bundle, f"{self.bundle}.ev")
 
     def log(self) -> str:
         """What the shim has logged so far."""

@@ -205,6 +205,8 @@ class Crun(ShimTest):
             # crun refuses a host that has both versions of cgroups, so the shim's own mounts have only one.
             with Shim(self.ha, binary, *FOREVER, options=runc_options(binary_name="crun"), one_cgroup_version=True) as shim:
                 shim.create()
+                # crun's own file: runC has none of that name
+                self.assertTrue(self.ha.path(f"/run/containerd/runc/taskapi/{shim.id}/status").exists())
                 shim.call("Start")
                 shim.exec("e", "sh", "-c", "exit 3")
                 shim.call("Start", exec_id="e")
