@@ -100,7 +100,7 @@ class Shim:
         one_cgroup_version: bool = False, **config
     ) -> None:  # fmt: skip
         self.host, self.binary, self._version = host, binary, version
-        self.id = task_id or f"t{next(_numbers)}"
+        self.id = task_id or f"t{os.getpid()}-{next(_numbers)}"
         self.bundle = f"{DIRECTORY}/{self.id}"
         self.options = options
         self._one_cgroup_version = one_cgroup_version
@@ -161,7 +161,9 @@ class Shim:
         done = self.action("start")
         if done.returncode != 0:
             raise AssertionError(f"start of {self.binary}: {done.stderr.decode()}")
-        reply = json.loads(done.stdout)
+        # containerd 1.7's answers with the bare address.
+        bare = done.stdout.startswith(b"unix://")
+        reply = {"protocol": "ttrpc", "version": 2, "address": done.stdout.decode()} if bare else json.loads(done.stdout)
         if reply["protocol"] != "ttrpc" or reply["version"] not in (2, 3):
             raise AssertionError(f"{self.binary} answered {reply}")
         self._version = self._version or reply["version"]
