@@ -1,9 +1,10 @@
 """What the lab's hosts can do. A test that needs more is skipped, and says why.
 
-Nothing goes by versions: the thing itself is tried, once in each lab.
+What can be tried is tried, once in each lab. A version decides only over what a program is known to refuse, or not yet to.
 """
 
 import functools
+import re
 
 from lab.hosts import Host
 
@@ -38,3 +39,12 @@ def _why_no_sockets(name: str, _init: int) -> str:
         return ""
     errors = [line for line in done.stdout.splitlines() if "RLIMIT_NOFILE" not in line]
     return f"this host's CRIU cannot dump network sockets: {errors[0] if errors else done.stderr.strip()}"
+
+
+def version(host: Host, program: str) -> tuple[int, ...]:
+    """The version a program of the host gives itself, its first two numbers."""
+    said = host.run(program, "--version").stdout
+    found = re.search(r"(\d+)\.(\d+)", said)
+    if found is None:
+        raise AssertionError(f"{program} --version says no version: {said!r}")
+    return tuple(map(int, found.groups()))

@@ -9,7 +9,9 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use super::reports::Reports;
-use super::{CheckpointError, Clock, Site, Step, furnish, network, write_criu_config, write_early_criu_config};
+use super::{
+    CheckpointError, Clock, Site, Step, furnish, network, write_criu_config, write_early_criu_config,
+};
 use crate::control::write_atomically;
 use crate::criu::{self, DUMP_LOG};
 use crate::freezer::Freezer;
