@@ -13,7 +13,7 @@ use log::warn;
 
 use super::Shim;
 use crate::error::{ShimError, failed};
-use crate::io::{self, IoOwner};
+use crate::io::{self, IoOwner, Setting};
 use crate::options;
 use crate::rootfs;
 
@@ -133,6 +133,22 @@ impl Identity {
     /// the engine's own, as with Docker.
     pub(super) fn mount_point(&self) -> PathBuf {
         self.bundle.join("rootfs")
+    }
+
+    /// For whom the init's streams are.
+    pub(super) fn streams_of_init(&self) -> Setting<'_> {
+        self.streams(&self.id, self.control.join("console.sock"))
+    }
+
+    /// For whom the streams of the process `id` are, whose terminal comes through the socket `console`.
+    pub(super) fn streams<'a>(&'a self, id: &'a str, console: PathBuf) -> Setting<'a> {
+        Setting {
+            owner: self.io_owner,
+            console,
+            id,
+            namespace: &self.namespace,
+            reaper: self.runc.reaper(),
+        }
     }
 
     /// Removes what [`Identity::publish`] and mounting have made.
