@@ -1,10 +1,16 @@
 //! Sends the shim's events to containerd, in order.
 //!
 //! Publishing puts an event in a queue and never waits. One task sends the queue's head until containerd has
-//! taken it, so nothing overtakes; while containerd is away events wait. If the queue is full the new event is
-//! dropped and logged: whoever comes back after that long asks for the state of every task anyway. An event whose
-//! answer was lost with the connection is sent again, so containerd may see it twice, never not at all.
+//! taken it, so nothing overtakes; while containerd is away events wait. They are sent a little after it is back, when
+//! those who listen to it have found back as well: Docker never asks for what it has missed.
+//!
+//! An event is sent again only if the connection ended before its answer. If containerd was killed in the very moment
+//! between telling its listeners and answering, they may see it twice: which of the two it was, nobody can tell any
+//! more, and an exit told twice does less harm than one never told.
 
+mod connection;
+
+use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use containerd_shim::event::Event;
@@ -12,25 +18,31 @@ use containerd_shim::protos::protobuf::MessageFull;
 use containerd_shim::protos::protobuf::well_known_types::any::Any;
 use containerd_shim::protos::protobuf::well_known_types::timestamp::Timestamp;
 use containerd_shim::protos::shim::event::Envelope;
-use containerd_shim::protos::shim::events::ForwardRequest;
-use containerd_shim::protos::shim_async::{Client, EventsClient};
-use containerd_shim::protos::ttrpc::{self, context};
-use log::{error, warn};
+use log::{error, info, warn};
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-/// Events that wait for containerd; a pod makes a handful per second at most, so this is minutes of absence.
-const QUEUE_BOUND: usize = 2048;
+use connection::{Connection, ForwardError};
 
-/// containerd answers in milliseconds; this long means that it hangs, and a new connection may do better.
-const SEND_DEADLINE: Duration = Duration::from_secs(5);
+/// Events that wait for containerd, a few hundred bytes each: some MB at worst.
+const QUEUE_BOUND: usize = 8192;
 
-/// First pause after a failure, doubled up to the last.
+/// Room in the queue that is kept for what must not be lost. Without containerd nobody starts anything, so the ends of
+/// processes are as many as the processes; but one container can run out of memory for ever.
+const RESERVED_FOR_ENDS: usize = 4096;
+
+/// The topics that others wait for and cannot make up for.
+const ENDS: [&str; 2] = ["/tasks/exit", "/tasks/delete"];
+
+/// First pause between attempts to connect, doubled up to the last.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
-const LAST_PAUSE: Duration = Duration::from_secs(5);
+const LAST_PAUSE: Duration = Duration::from_secs(2);
+
+/// How long containerd has been back before events are sent: gRPC clients come back within 3 s and some jitter.
+const LISTENERS_RETURN: Duration = Duration::from_secs(5);
 
 /// When the shim ends, what is queued may still be delivered for this long; containerd no longer needs it to go on.
-const DRAIN_DEADLINE: Duration = Duration::from_secs(3);
+const DRAIN_DEADLINE: Duration = Duration::from_secs(8);
 
 /// Where events go in. Clones share one queue.
 #[derive(Clone)]
@@ -50,11 +62,8 @@ impl Publisher {
     /// Starts sending to containerd's ttrpc socket at `address`.
     pub(crate) fn start(namespace: &str, address: &str) -> Self {
         let (queue, events) = mpsc::channel(QUEUE_BOUND);
-        let address = match address.strip_prefix("unix://") {
-            Some(_) => address.to_owned(),
-            None => format!("unix://{address}"),
-        };
-        tokio::spawn(send_all(address, events));
+        let path = PathBuf::from(address.strip_prefix("unix://").unwrap_or(address));
+        tokio::spawn(send_all(Link::to(path), events));
         Self {
             namespace: namespace.to_owned(),
             queue,
@@ -75,7 +84,8 @@ impl Publisher {
             event: Some(any::<M>(value)).into(),
             ..Default::default()
         };
-        if self.queue.try_send(Item::Event(Box::new(envelope))).is_err() {
+        let has_room = self.queue.capacity() > RESERVED_FOR_ENDS || ENDS.contains(&topic.as_str());
+        if !has_room || self.queue.try_send(Item::Event(Box::new(envelope))).is_err() {
             error!("event {topic} is dropped: containerd has taken none for too long");
         }
     }
@@ -114,49 +124,97 @@ pub(crate) fn timestamp(time: SystemTime) -> Timestamp {
     }
 }
 
-async fn send_all(address: String, mut queue: mpsc::Receiver<Item>) {
-    let mut client = None;
-    while let Some(item) = queue.recv().await {
-        let event = match item {
-            Item::Event(event) => event,
-            Item::Mark(mark) => {
-                // Whoever waited may have given up.
-                let _ = mark.send(());
-                continue;
-            }
+async fn send_all(mut link: Link, mut queue: mpsc::Receiver<Item>) {
+    loop {
+        let item = tokio::select! {
+            item = queue.recv() => item,
+            never = link.keep() => match never {},
         };
-        let mut pause = FIRST_PAUSE;
-        while let Err(error) = send(&address, &mut client, &event).await {
-            warn!("event {} waits: {error}", event.topic);
-            client = None;
-            sleep(pause).await;
-            pause = (pause * 2).min(LAST_PAUSE);
+        match item {
+            Some(Item::Event(event)) => link.send(&event).await,
+            // Whoever waited may have given up.
+            Some(Item::Mark(mark)) => drop(mark.send(())),
+            None => return,
         }
     }
 }
 
-async fn send(address: &str, client: &mut Option<EventsClient>, event: &Envelope) -> ttrpc::Result<()> {
-    let connection = match client {
-        Some(connection) => connection,
-        None => client.insert(EventsClient::new(Client::connect(address).await?)),
-    };
-    let request = ForwardRequest {
-        envelope: Some(event.clone()).into(),
-        ..Default::default()
-    };
-    let deadline = context::with_duration(SEND_DEADLINE);
-    match timeout(SEND_DEADLINE, connection.forward(deadline, &request)).await {
-        Ok(Ok(_)) => Ok(()),
-        // containerd has read it and does not want it: sending it again would not help.
-        Ok(Err(ttrpc::Error::RpcStatus(status))) if status.code() != ttrpc::Code::DEADLINE_EXCEEDED => {
-            error!(
-                "event {} is refused by containerd: {}",
-                event.topic, status.message
-            );
-            Ok(())
+/// The way to containerd, over any number of connections.
+struct Link {
+    path: PathBuf,
+    connection: Option<Connection>,
+    /// containerd was away: who listens to it must find back first.
+    was_away: bool,
+    /// Nothing is sent before.
+    open_at: Instant,
+    pause: Duration,
+}
+
+impl Link {
+    fn to(path: PathBuf) -> Self {
+        Self {
+            path,
+            connection: None,
+            was_away: false,
+            open_at: Instant::now(),
+            pause: FIRST_PAUSE,
         }
-        Ok(Err(error)) => Err(error),
-        Err(_) => Err(ttrpc::Error::Others("containerd does not answer".to_owned())),
+    }
+
+    /// Sends an event until containerd has taken or refused it.
+    async fn send(&mut self, event: &Envelope) {
+        loop {
+            self.connected().await;
+            sleep_until(self.open_at).await;
+            match self.connected().await.forward(event).await {
+                Ok(()) => return,
+                Err(ForwardError::Refused(why)) => {
+                    return error!("event {} is refused by containerd: {why}", event.topic);
+                }
+                Err(ForwardError::Lost(why)) => {
+                    warn!("event {} waits: {why}", event.topic);
+                    self.lose();
+                }
+            }
+        }
+    }
+
+    /// Between events: sees when containerd goes, and finds back to it. May be dropped at any time.
+    async fn keep(&mut self) -> std::convert::Infallible {
+        loop {
+            self.connected().await.ended().await;
+            self.lose();
+        }
+    }
+
+    fn lose(&mut self) {
+        self.connection = None;
+        self.was_away = true;
+    }
+
+    /// The connection, a new one if there is none, however long that takes.
+    async fn connected(&mut self) -> &mut Connection {
+        let connection = match self.connection.take() {
+            Some(connection) => connection,
+            None => self.connect().await,
+        };
+        self.connection.insert(connection)
+    }
+
+    async fn connect(&mut self) -> Connection {
+        loop {
+            if let Ok(connection) = Connection::open(&self.path).await {
+                self.pause = FIRST_PAUSE;
+                if self.was_away {
+                    info!("containerd is back; events are sent in {LISTENERS_RETURN:?}");
+                    self.open_at = Instant::now() + LISTENERS_RETURN;
+                }
+                return connection;
+            }
+            self.was_away = true;
+            sleep(self.pause).await;
+            self.pause = (self.pause * 2).min(LAST_PAUSE);
+        }
     }
 }
 
@@ -164,14 +222,17 @@ async fn send(address: &str, client: &mut Option<EventsClient>, event: &Envelope
 mod tests {
     use super::*;
 
-    use std::os::unix::net::UnixListener;
+    use std::collections::VecDeque;
     use std::sync::Arc;
 
     use async_trait::async_trait;
-    use containerd_shim::protos::events::task::TaskStart;
+    use containerd_shim::protos::events::task::{TaskExit, TaskOOM, TaskStart};
     use containerd_shim::protos::protobuf::Message;
+    use containerd_shim::protos::shim::events::ForwardRequest;
     use containerd_shim::protos::shim_async::{Events, create_events};
+    use containerd_shim::protos::ttrpc;
     use containerd_shim::protos::types::empty::Empty;
+    use std::os::unix::net::UnixListener;
     use ttrpc::r#async::transport::Listener;
     use ttrpc::r#async::{Server, TtrpcContext};
 
@@ -186,29 +247,74 @@ mod tests {
         }
     }
 
+    fn start_of(pid: u32) -> TaskStart {
+        TaskStart {
+            pid,
+            ..Default::default()
+        }
+    }
+
+    async fn containerd(path: &std::path::Path) -> (Server, mpsc::UnboundedReceiver<u32>) {
+        let (taken, pids) = mpsc::unbounded_channel();
+        let listener = Listener::try_from(UnixListener::bind(path).unwrap()).unwrap();
+        let service = create_events(Arc::new(Taken(taken)));
+        let mut server = Server::new().add_listener(listener).register_service(service);
+        server.start().await.unwrap();
+        (server, pids)
+    }
+
     #[tokio::test]
     async fn events_published_while_containerd_is_away_arrive_once_and_in_order() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("events");
         let publisher = Publisher::start("moby", path.to_str().unwrap());
         for pid in 0..50 {
-            publisher.publish(&TaskStart {
-                pid,
-                ..Default::default()
-            });
+            publisher.publish(&start_of(pid));
         }
         // Let the first attempts fail.
         sleep(FIRST_PAUSE * 2).await;
-        let (taken, mut pids) = mpsc::unbounded_channel();
-        let listener = Listener::try_from(UnixListener::bind(&path).unwrap()).unwrap();
-        let service = create_events(Arc::new(Taken(taken)));
-        let mut server = Server::new().add_listener(listener).register_service(service);
-        server.start().await.unwrap();
+        let (_server, mut pids) = containerd(&path).await;
         publisher.drain().await;
-        let mut arrived = Vec::new();
-        while let Ok(pid) = pids.try_recv() {
-            arrived.push(pid);
-        }
+        let arrived: Vec<u32> = std::iter::from_fn(|| pids.try_recv().ok()).collect();
         assert_eq!(arrived, (0..50).collect::<Vec<_>>());
+    }
+
+    #[tokio::test]
+    async fn an_event_whose_answer_is_slow_is_not_sent_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("events");
+        let listener = tokio::net::UnixListener::bind(&path).unwrap();
+        tokio::spawn(async move { Link::to(path).send(&Envelope::default()).await });
+        let (stream, _) = listener.accept().await.unwrap();
+        // Nobody answers: all that comes is the one request, on the one connection.
+        sleep(Duration::from_secs(6)).await;
+        assert!(
+            timeout(Duration::from_millis(1), listener.accept())
+                .await
+                .is_err()
+        );
+        let mut written = vec![0; 4096];
+        let n_read = stream.try_read(&mut written).unwrap();
+        let length = u32::from_be_bytes([written[0], written[1], written[2], written[3]]);
+        assert_eq!(n_read, 10 + usize::try_from(length).unwrap());
+    }
+
+    #[tokio::test]
+    async fn ends_have_room_in_a_queue_that_is_full_of_the_rest() {
+        let (queue, mut events) = mpsc::channel(QUEUE_BOUND);
+        let publisher = Publisher {
+            namespace: "moby".to_owned(),
+            queue,
+        };
+        for _ in 0..QUEUE_BOUND {
+            publisher.publish(&TaskOOM::default());
+        }
+        publisher.publish(&TaskExit::default());
+        let mut topics = VecDeque::new();
+        while let Ok(Item::Event(event)) = events.try_recv() {
+            topics.push_back(event.topic);
+        }
+        assert_eq!(topics.pop_back().unwrap(), "/tasks/exit");
+        assert_eq!(topics.len(), QUEUE_BOUND - RESERVED_FOR_ENDS);
     }
 }
