@@ -60,12 +60,13 @@ impl Exec {
 /// Starts the process. On failure gives back fresh streams for another try.
 pub(super) async fn start(
     identity: Identity,
+    exec_id: &str,
     stdio: Stdio,
-    mut io: ProcessIo,
+    io: ProcessIo,
     description: Value,
     number: u64,
 ) -> Result<Started, (ShimError, ProcessIo)> {
-    match try_start(&identity, &stdio, &mut io, &description, number).await {
+    match try_start(&identity, exec_id, &stdio, &io, &description, number).await {
         Ok((pid, departure)) => Ok(Started { pid, departure, io }),
         Err(error) => Err((error, io.abort().await)),
     }
@@ -73,13 +74,14 @@ pub(super) async fn start(
 
 async fn try_start(
     identity: &Identity,
+    exec_id: &str,
     stdio: &Stdio,
-    io: &mut ProcessIo,
+    io: &ProcessIo,
     description: &Value,
     number: u64,
 ) -> Result<(i32, Departure), ShimError> {
     let console = identity.control.join(&format!("exec-{number}.sock"));
-    let (streams, pending) = io::open(stdio, identity.io_owner, console)?;
+    let (streams, pending) = io::open(stdio, identity.streams(exec_id, console)).await?;
     let process_file = identity.bundle.join(&format!("exec-{number}.json"));
     let pid_file = identity.bundle.join(&format!("exec-{number}.pid"));
     fs::write(&process_file, description.to_string()).map_err(failed("write to the bundle"))?;
@@ -94,7 +96,7 @@ async fn try_start(
     let _ = fs::remove_file(pid_file);
     let pid = pid?;
     let departure = nursery.adopt(pid);
-    if let Err(error) = pending.connect(stdio, io).await {
+    if let Err(error) = pending.connect(io).await {
         runc.reaper().kill(pid, nix::libc::SIGKILL);
         return Err(error);
     }

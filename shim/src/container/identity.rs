@@ -14,7 +14,7 @@ use log::warn;
 use super::Shim;
 use crate::create_options::CreateOptions;
 use crate::error::{ShimError, failed};
-use crate::io::{self, IoOwner};
+use crate::io::{self, IoOwner, Setting};
 use crate::rootfs;
 
 /// What fits into a file name with a suffix of ours; containerd's own ids end at 76 bytes.
@@ -152,6 +152,22 @@ impl Identity {
     /// the engine's own, as with Docker.
     pub(super) fn mount_point(&self) -> PathBuf {
         self.bundle.join("rootfs")
+    }
+
+    /// For whom the init's streams are.
+    pub(super) fn streams_of_init(&self) -> Setting<'_> {
+        self.streams(&self.id, self.control.join("console.sock"))
+    }
+
+    /// For whom the streams of the process `id` are, whose terminal comes through the socket `console`.
+    pub(super) fn streams<'a>(&'a self, id: &'a str, console: PathBuf) -> Setting<'a> {
+        Setting {
+            owner: self.io_owner,
+            console,
+            id,
+            namespace: &self.namespace,
+            reaper: self.runc.reaper(),
+        }
     }
 
     /// Removes what [`Identity::publish`] and mounting have made.

@@ -110,7 +110,7 @@ pub(super) async fn run(
     image: Image,
 ) -> Result<(i32, Departure, PendingRestore), ShimError> {
     let result = async {
-        let (streams, pending) = io::open(stdio, identity.io_owner, identity.control.join("console.sock"))?;
+        let (streams, pending) = io::open(stdio, identity.streams_of_init()).await?;
         let request = RestoreRequest {
             image_dir: image.directory,
             work_dir: identity.criu_work_path.clone(),

@@ -56,7 +56,7 @@ impl Owner {
         let (stdio, io) = (exec.process.stdio.clone(), exec.process.io.clone());
         let (description, number) = (exec.description.clone(), exec.number);
         self.happenings.spawn(async move {
-            let result = exec::start(identity, stdio, io, description, number).await;
+            let result = exec::start(identity, &exec_id, stdio, io, description, number).await;
             Happening::ExecStarted {
                 exec_id,
                 result,
