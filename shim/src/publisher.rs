@@ -8,7 +8,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use containerd_shim::event::Event;
-use containerd_shim::protos::protobuf::MessageFull;
+use containerd_shim::protos::protobuf::Message;
 use containerd_shim::protos::protobuf::well_known_types::any::Any;
 use containerd_shim::protos::protobuf::well_known_types::timestamp::Timestamp;
 use containerd_shim::protos::shim::event::Envelope;
@@ -31,6 +31,10 @@ const LAST_PAUSE: Duration = Duration::from_secs(5);
 
 /// When the shim ends, what is queued may still be delivered for this long; containerd no longer needs it to go on.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(3);
+
+/// The package of the messages that describe events, and of the one that describes a process.
+const EVENTS_PACKAGE: &str = "containerd.events";
+pub(crate) const DETAILS_PACKAGE: &str = "containerd.runc.v1";
 
 /// Where events go in. Clones share one queue.
 #[derive(Clone)]
@@ -62,7 +66,7 @@ impl Publisher {
     }
 
     /// Queues an event; returns at once.
-    pub(crate) fn publish<M: MessageFull + Event>(&self, event: &M) {
+    pub(crate) fn publish<M: Message + Event>(&self, event: &M) {
         let topic = event.topic();
         let value = match event.write_to_bytes() {
             Ok(value) => value,
@@ -72,7 +76,7 @@ impl Publisher {
             timestamp: Some(timestamp(SystemTime::now())).into(),
             namespace: self.namespace.clone(),
             topic: topic.clone(),
-            event: Some(any::<M>(value)).into(),
+            event: Some(any::<M>(EVENTS_PACKAGE, value)).into(),
             ..Default::default()
         };
         if self.queue.try_send(Item::Event(Box::new(envelope))).is_err() {
@@ -95,10 +99,13 @@ impl Publisher {
     }
 }
 
-/// A message as containerd packs it: by its bare name.
-pub(crate) fn any<M: MessageFull>(value: Vec<u8>) -> Any {
+/// A message as containerd packs it: by its bare name, that of its `package` first.
+///
+/// The package is told, because a message's own descriptor is decoded when it is first asked for: half a megabyte that
+/// every shim would keep.
+pub(crate) fn any<M: Message>(package: &str, value: Vec<u8>) -> Any {
     Any {
-        type_url: M::descriptor().full_name().to_owned(),
+        type_url: format!("{package}.{}", M::NAME),
         value,
         ..Default::default()
     }
@@ -168,12 +175,17 @@ mod tests {
     use std::sync::Arc;
 
     use async_trait::async_trait;
-    use containerd_shim::protos::events::task::TaskStart;
-    use containerd_shim::protos::protobuf::Message;
+    use containerd_shim::protos::cgroups::metrics as v1;
+    use containerd_shim::protos::cgroups_v2::metrics as v2;
+    use containerd_shim::protos::events::task::{TaskExecStarted, TaskStart};
+    use containerd_shim::protos::protobuf::MessageFull;
+    use containerd_shim::protos::shim::oci::ProcessDetails;
     use containerd_shim::protos::shim_async::{Events, create_events};
     use containerd_shim::protos::types::empty::Empty;
     use ttrpc::r#async::transport::Listener;
     use ttrpc::r#async::{Server, TtrpcContext};
+
+    use crate::metrics;
 
     struct Taken(mpsc::UnboundedSender<u32>);
 
@@ -210,5 +222,20 @@ mod tests {
             arrived.push(pid);
         }
         assert_eq!(arrived, (0..50).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_packed_message_bears_the_name_that_its_descriptor_has() {
+        fn check<M: MessageFull>(package: &str) {
+            assert_eq!(
+                any::<M>(package, Vec::new()).type_url,
+                M::descriptor().full_name()
+            );
+        }
+        check::<TaskStart>(EVENTS_PACKAGE);
+        check::<TaskExecStarted>(EVENTS_PACKAGE);
+        check::<v1::Metrics>(metrics::V1_PACKAGE);
+        check::<v2::Metrics>(metrics::V2_PACKAGE);
+        check::<ProcessDetails>(DETAILS_PACKAGE);
     }
 }
