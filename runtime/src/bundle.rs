@@ -8,12 +8,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use oci_spec::runtime::Spec;
 use serde::{Deserialize, Serialize};
 
 use crate::control::write_atomically;
 use crate::reaper::Exit;
 use crate::runc::RuncSettings;
+use crate::spec::Spec;
 
 /// A bundle directory.
 #[derive(Clone, Debug)]
@@ -75,9 +75,7 @@ impl Bundle {
 
     /// Where the root file system is mounted: `root.path` of the configuration, relative to the bundle.
     pub fn root_path(&self, spec: &Spec) -> PathBuf {
-        spec.root()
-            .as_ref()
-            .map_or_else(|| self.join("rootfs"), |root| self.0.join(root.path()))
+        self.0.join(spec.root_path().unwrap_or(Path::new("rootfs")))
     }
 
     /// The file runC writes the init's pid to.

@@ -18,6 +18,7 @@ pub mod oom;
 pub mod options;
 pub mod reaper;
 pub mod runc;
+pub mod spec;
 mod sys;
 pub mod ticket;
 pub mod verdict;

@@ -149,8 +149,7 @@ fn reply(request: &Request, address: &str) -> Result<Vec<u8>> {
 
 fn group(bundle: &Bundle, id: &str) -> Result<String> {
     let spec = bundle.spec().context("read the bundle's configuration")?;
-    let annotations = spec.annotations().as_ref();
-    let named = |name: &&str| annotations.and_then(|all| all.get(*name)).cloned();
+    let named = |name: &&str| spec.annotations().get(*name).cloned();
     Ok(GROUP_ANNOTATIONS
         .iter()
         .find_map(named)

@@ -7,10 +7,14 @@ use std::collections::HashMap;
 use containerd_shim::protos::cgroups::metrics as v1;
 use containerd_shim::protos::cgroups_v2::metrics as v2;
 use containerd_shim::protos::protobuf::well_known_types::any::Any;
-use containerd_shim::protos::protobuf::{self, MessageField, MessageFull};
+use containerd_shim::protos::protobuf::{self, Message, MessageField};
 use godwit_runtime::cgroup::{Cgroup, Files};
 
 use crate::publisher::any;
+
+/// The packages of the two `Metrics`.
+pub(crate) const V1_PACKAGE: &str = "io.containerd.cgroups.v1";
+pub(crate) const V2_PACKAGE: &str = "io.containerd.cgroups.v2";
 
 /// v1 counts CPU time of user and system in ticks of 1/100 s; the kernel's USER_HZ is fixed on all our architectures.
 const NANOS_PER_TICK: u64 = 10_000_000;
@@ -18,13 +22,13 @@ const NANOS_PER_TICK: u64 = 10_000_000;
 /// Reads the metrics of a cgroup, packed as the answer to Stats carries them.
 pub(crate) fn read(cgroup: &Cgroup) -> protobuf::Result<Any> {
     match cgroup.unified().filter(|_| cgroup.is_unified()) {
-        Some(files) => pack(&read_v2(files)),
-        None => pack(&read_v1(cgroup)),
+        Some(files) => pack(V2_PACKAGE, &read_v2(files)),
+        None => pack(V1_PACKAGE, &read_v1(cgroup)),
     }
 }
 
-fn pack<M: MessageFull>(message: &M) -> protobuf::Result<Any> {
-    Ok(any::<M>(message.write_to_bytes()?))
+fn pack<M: Message>(package: &str, message: &M) -> protobuf::Result<Any> {
+    Ok(any::<M>(package, message.write_to_bytes()?))
 }
 
 fn field<M>(message: Option<M>) -> MessageField<M> {

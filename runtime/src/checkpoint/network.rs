@@ -6,9 +6,10 @@
 use std::fs;
 use std::io;
 
-use oci_spec::runtime::{LinuxNamespaceType, Spec};
+use oci_spec::runtime::LinuxNamespaceType;
 
 use crate::image::NetworkOwner;
+use crate::spec::Spec;
 
 /// Devices the kernel makes in each new network namespace by itself.
 const KERNEL_DEVICES: &[&str] = &[
@@ -30,15 +31,7 @@ pub(super) fn owner(spec: &Spec, pid: i32) -> io::Result<NetworkOwner> {
 
 /// Whether the container has a network namespace that is made with it.
 fn has_own_network(spec: &Spec) -> bool {
-    let namespaces = spec
-        .linux()
-        .as_ref()
-        .and_then(|linux| linux.namespaces().as_ref());
-    namespaces.is_some_and(|namespaces| {
-        namespaces
-            .iter()
-            .any(|ns| ns.typ() == LinuxNamespaceType::Network && ns.path().is_none())
-    })
+    spec.has_own_namespace(LinuxNamespaceType::Network)
 }
 
 /// The devices in the text of `/proc/PID/net/dev` that somebody put there; two lines of heading come first.

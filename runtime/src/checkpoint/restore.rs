@@ -10,8 +10,6 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::time::Duration;
 
-use oci_spec::runtime::Spec;
-
 use super::reports::{Reporter, Reports};
 use super::{CheckpointError, Clock, Site, Step, add_gate, furnish, write_criu_config};
 use crate::control::write_atomically;
@@ -21,6 +19,7 @@ use crate::hold::{HoldRecord, POST_RESTORE};
 use crate::image::{Manifest, NetworkOwner};
 use crate::options::{CheckpointOptions, Tcp};
 use crate::runc::{RuncError, Streams};
+use crate::spec::Spec;
 
 /// A terabyte of memory at the rate of a slow disk, or an engine that is slow to start what it has created, or a
 /// commit that waits for a source that is being repaired: beyond that somebody has forgotten it.
@@ -217,11 +216,7 @@ fn ended_early() -> RuncError {
 
 /// The sysctls of the network namespace in a container's configuration.
 fn network_sysctls(spec: &Spec) -> HashMap<String, String> {
-    let all = spec
-        .linux()
-        .as_ref()
-        .and_then(|linux| linux.sysctl().clone())
-        .unwrap_or_default();
+    let all = spec.sysctls().clone();
     all.into_iter()
         .filter(|(name, _)| name.starts_with("net."))
         .collect()

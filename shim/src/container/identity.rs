@@ -10,6 +10,7 @@ use godwit_runtime::control::{ControlDir, ShimRecord};
 use godwit_runtime::options::{CheckpointOptions, HOST_FILE, Layer};
 use godwit_runtime::runc::Runc;
 use log::warn;
+use oci_spec::runtime::LinuxNamespaceType;
 
 use super::Shim;
 use crate::create_options::CreateOptions;
@@ -73,8 +74,7 @@ impl Identity {
             bundle.path(),
             shim.reaper.clone(),
         );
-        let annotations = spec.annotations().clone().unwrap_or_default();
-        let annotated = Layer::from_annotations(&annotations)
+        let annotated = Layer::from_annotations(spec.annotations())
             .map_err(|error| ShimError::InvalidArgument(error.to_string()))?;
         Ok(Self {
             namespace: shim.namespace.clone(),
@@ -82,7 +82,7 @@ impl Identity {
             annotated,
             own_criu_config: None,
             rootfs: bundle.root_path(&spec),
-            private_pids: has_private_pids(&spec),
+            private_pids: spec.has_own_namespace(LinuxNamespaceType::Pid),
             control: ControlDir::of(&shim.namespace, &request.id),
             io_owner: IoOwner {
                 uid: options.io_uid,
@@ -197,19 +197,4 @@ fn check_id(id: &str) -> Result<(), ShimError> {
 /// The streams the request asks for.
 pub(super) fn stdio(request: &CreateTaskRequest) -> Stdio {
     Stdio::new(&request.stdin, &request.stdout, &request.stderr, request.terminal)
-}
-
-fn has_private_pids(spec: &oci_spec::runtime::Spec) -> bool {
-    use oci_spec::runtime::LinuxNamespaceType;
-    let namespaces = spec
-        .linux()
-        .as_ref()
-        .and_then(|linux| linux.namespaces().as_ref());
-    namespaces.into_iter().flatten().any(|namespace| {
-        namespace.typ() == LinuxNamespaceType::Pid
-            && namespace
-                .path()
-                .as_ref()
-                .is_none_or(|path| path.as_os_str().is_empty())
-    })
 }

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use containerd_shim::api::{CreateTaskRequest, DeleteResponse};
 use containerd_shim::protos::events::task as events;
-use containerd_shim::protos::protobuf::MessageFull;
+use containerd_shim::protos::protobuf::Message;
 use godwit_runtime::cgroup::Cgroup;
 use godwit_runtime::checkpoint::dump::{Dump, DumpEnd};
 use godwit_runtime::checkpoint::restore::Restore;
@@ -466,7 +466,7 @@ impl Owner {
         self.execs.get_mut(exec_id).ok_or_else(|| no_exec(exec_id))
     }
 
-    fn publish<M: MessageFull + containerd_shim::event::Event>(&self, event: &M) {
+    fn publish<M: Message + containerd_shim::event::Event>(&self, event: &M) {
         self.shim.publisher.publish(event);
     }
 

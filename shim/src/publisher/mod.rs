@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use containerd_shim::event::Event;
-use containerd_shim::protos::protobuf::MessageFull;
+use containerd_shim::protos::protobuf::Message;
 use containerd_shim::protos::protobuf::well_known_types::any::Any;
 use containerd_shim::protos::protobuf::well_known_types::timestamp::Timestamp;
 use containerd_shim::protos::shim::event::Envelope;
@@ -44,6 +44,10 @@ const LISTENERS_RETURN: Duration = Duration::from_secs(5);
 /// When the shim ends, what is queued may still be delivered for this long; containerd no longer needs it to go on.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(8);
 
+/// The package of the messages that describe events, and of the one that describes a process.
+const EVENTS_PACKAGE: &str = "containerd.events";
+pub(crate) const DETAILS_PACKAGE: &str = "containerd.runc.v1";
+
 /// Where events go in. Clones share one queue.
 #[derive(Clone)]
 pub(crate) struct Publisher {
@@ -71,7 +75,7 @@ impl Publisher {
     }
 
     /// Queues an event; returns at once.
-    pub(crate) fn publish<M: MessageFull + Event>(&self, event: &M) {
+    pub(crate) fn publish<M: Message + Event>(&self, event: &M) {
         let topic = event.topic();
         let value = match event.write_to_bytes() {
             Ok(value) => value,
@@ -81,7 +85,7 @@ impl Publisher {
             timestamp: Some(timestamp(SystemTime::now())).into(),
             namespace: self.namespace.clone(),
             topic: topic.clone(),
-            event: Some(any::<M>(value)).into(),
+            event: Some(any::<M>(EVENTS_PACKAGE, value)).into(),
             ..Default::default()
         };
         let has_room = self.queue.capacity() > RESERVED_FOR_ENDS || ENDS.contains(&topic.as_str());
@@ -105,10 +109,13 @@ impl Publisher {
     }
 }
 
-/// A message as containerd packs it: by its bare name.
-pub(crate) fn any<M: MessageFull>(value: Vec<u8>) -> Any {
+/// A message as containerd packs it: by its bare name, that of its `package` first.
+///
+/// The package is told, because a message's own descriptor is decoded when it is first asked for: half a megabyte that
+/// every shim would keep.
+pub(crate) fn any<M: Message>(package: &str, value: Vec<u8>) -> Any {
     Any {
-        type_url: M::descriptor().full_name().to_owned(),
+        type_url: format!("{package}.{}", M::NAME),
         value,
         ..Default::default()
     }
@@ -226,15 +233,20 @@ mod tests {
     use std::sync::Arc;
 
     use async_trait::async_trait;
-    use containerd_shim::protos::events::task::{TaskExit, TaskOOM, TaskStart};
-    use containerd_shim::protos::protobuf::Message;
+    use containerd_shim::protos::cgroups::metrics as v1;
+    use containerd_shim::protos::cgroups_v2::metrics as v2;
+    use containerd_shim::protos::events::task::{TaskExecStarted, TaskExit, TaskOOM, TaskStart};
+    use containerd_shim::protos::protobuf::MessageFull;
     use containerd_shim::protos::shim::events::ForwardRequest;
+    use containerd_shim::protos::shim::oci::ProcessDetails;
     use containerd_shim::protos::shim_async::{Events, create_events};
     use containerd_shim::protos::ttrpc;
     use containerd_shim::protos::types::empty::Empty;
     use std::os::unix::net::UnixListener;
     use ttrpc::r#async::transport::Listener;
     use ttrpc::r#async::{Server, TtrpcContext};
+
+    use crate::metrics;
 
     struct Taken(mpsc::UnboundedSender<u32>);
 
@@ -316,5 +328,20 @@ mod tests {
         }
         assert_eq!(topics.pop_back().unwrap(), "/tasks/exit");
         assert_eq!(topics.len(), QUEUE_BOUND - RESERVED_FOR_ENDS);
+    }
+
+    #[test]
+    fn a_packed_message_bears_the_name_that_its_descriptor_has() {
+        fn check<M: MessageFull>(package: &str) {
+            assert_eq!(
+                any::<M>(package, Vec::new()).type_url,
+                M::descriptor().full_name()
+            );
+        }
+        check::<TaskStart>(EVENTS_PACKAGE);
+        check::<TaskExecStarted>(EVENTS_PACKAGE);
+        check::<v1::Metrics>(metrics::V1_PACKAGE);
+        check::<v2::Metrics>(metrics::V2_PACKAGE);
+        check::<ProcessDetails>(DETAILS_PACKAGE);
     }
 }

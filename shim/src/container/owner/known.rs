@@ -15,7 +15,7 @@ use super::super::lifecycle::ExecLifecycle;
 use super::{Happening, Owner};
 use crate::error::{ShimError, failed};
 use crate::metrics;
-use crate::publisher::any;
+use crate::publisher::{DETAILS_PACKAGE, any};
 
 impl Owner {
     pub(super) fn state(&mut self, exec_id: &str) -> Result<StateResponse, ShimError> {
@@ -97,7 +97,7 @@ fn process_info(pid: u32, execs: &HashMap<u32, String>) -> ProcessInfo {
         pid,
         info: details
             .and_then(|details| details.write_to_bytes().ok())
-            .map(any::<ProcessDetails>)
+            .map(|value| any::<ProcessDetails>(DETAILS_PACKAGE, value))
             .into(),
         ..Default::default()
     }
