@@ -13,7 +13,7 @@ BENCH ?=
 # What the tests are given besides: `make test TESTS=test_shim`, `make test TESTS="--runtime io.containerd.runc.v2"`.
 TESTS ?=
 
-.PHONY: help setup build release-shim lint test bench-shim demo lab lab-down lab-status
+.PHONY: help setup build release-shim lint test test-all bench-shim demo lab lab-down lab-status
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name what; do \
@@ -40,6 +40,9 @@ $(TOOLS)/bin/cargo-deny:
 
 test: build ## run the unit tests and the end-to-end tests in a lab of their own
 	integration/run-tests --unit $(TESTS)
+
+test-all: build ## the same on both bases, forky and trixie, with the tests that take long
+	GODWIT_TEST_SLOW=1 integration/run-tests --unit --base forky --base trixie $(TESTS)
 
 bench-shim: release-shim ## measure the shim's memory and times beside the stock shim's; best on a quiet machine
 	GODWIT_BINARIES=$(RELEASE_DIR) integration/bench-shim $(BENCH)

@@ -15,10 +15,10 @@ from pathlib import Path
 
 from lab.commands import LabError
 from lab.hosts import Host
+from tests.ttrpc import Connection, any_of, encode
 
 from .report import Row
 from .shims import Footprint, footprint, shim_of
-from .taskclient import TaskClient, any_of, packed, text
 
 RUNTIMES = {"ours": "io.containerd.godwit.v2", "stock": "io.containerd.runc.v2"}
 ROOTFS = "/var/lib/bench/rootfs"
@@ -34,6 +34,8 @@ SETTLE_SECONDS = 12.0
 # What `ctr` and its container need while a hundred of them start at once.
 MIB_FOR_ONE_START = 80
 EXEC_DEADLINE_SECONDS = 300.0
+# A shim answers in milliseconds; longer means that it hangs.
+ANSWER_DEADLINE_SECONDS = 60.0
 # An event comes within milliseconds; this long means that it is lost.
 EVENT_DEADLINE_SECONDS = 30.0
 WARM_UP_SECONDS = 0.05
@@ -197,6 +199,7 @@ def _event_rate(host: Host, task: str, n_events: int) -> float:
     # containerd keeps what the shim has answered to `start`.
     shim = json.loads(host.path(f"{BUNDLES}/{task}/bootstrap.json").read_text())
     path = host.path(shim["address"].removeprefix("unix://"))
+    service = f"containerd.task.v{shim['version']}.Task"
     process = any_of("types.containerd.io/opencontainers/runtime-spec/1/Process", b'{"args":["true"],"cwd":"/"}')
     seen: queue.SimpleQueue[str] = queue.SimpleQueue()
     # Its own id comes first: whoever only ends the program that entered the host leaves it behind.
@@ -205,23 +208,26 @@ def _event_rate(host: Host, task: str, n_events: int) -> float:
     pid = subscriber.stdout.readline().strip()
     reader = threading.Thread(target=lambda: [seen.put(line) for line in subscriber.stdout], daemon=True)
     reader.start()
+    connection = Connection(str(path), ANSWER_DEADLINE_SECONDS)
+
+    def add(exec_id: str) -> None:
+        answer = connection.call(service, "Exec", encode({1: task, 2: exec_id, 7: process}))
+        if answer.code != "OK":
+            raise LabError(f"an exec was not added to {task}: {answer.code}: {answer.words}")
+
     try:
-        with TaskClient(path, shim["version"]) as client:
-
-            def add(exec_id: str) -> None:
-                client.call("Exec", text(1, task) + text(2, exec_id) + packed(7, process))
-
-            _await_subscriber(add, seen)
-            began = time.monotonic()
-            for number in range(n_events):
-                add(f"counted-{number}")
-            n_seen = 0
-            while n_seen < n_events:
-                n_seen += f'{task}","exec_id":"counted-' in seen.get(timeout=EVENT_DEADLINE_SECONDS)
-            return n_events / (time.monotonic() - began)
+        _await_subscriber(add, seen)
+        began = time.monotonic()
+        for number in range(n_events):
+            add(f"counted-{number}")
+        n_seen = 0
+        while n_seen < n_events:
+            n_seen += f'{task}","exec_id":"counted-' in seen.get(timeout=EVENT_DEADLINE_SECONDS)
+        return n_events / (time.monotonic() - began)
     except queue.Empty:
         raise LabError(f"not all of {n_events} events of {task} arrived") from None
     finally:
+        connection.close()
         host.run("kill", "-9", pid, check=False)
         subscriber.wait(timeout=EVENT_DEADLINE_SECONDS)
         reader.join(timeout=EVENT_DEADLINE_SECONDS)
