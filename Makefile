@@ -3,10 +3,17 @@
 LAB := integration/lab/lab
 TOOLS := /var/cache/godwit/tools
 CARGO_DENY := $(firstword $(wildcard $(HOME)/.cargo/bin/cargo-deny) $(TOOLS)/bin/cargo-deny)
+# The shim that is installed lies apart from everything else, because it is linked in its own way: no loader, no C library
+# beside it and no relocations, all of which every one of its processes would have in memory.
+HOST := $(shell rustc -vV | sed -n 's/^host: //p')
+LEAN := -C target-feature=+crt-static -C relocation-model=static
+RELEASE_DIR := $(or $(CARGO_TARGET_DIR),target)/$(HOST)/release
+# What the bench is given besides: `make bench-shim BENCH=--quick`, `make bench-shim BENCH="--part memory"`.
+BENCH ?=
 # What the tests are given besides: `make test TESTS=test_shim`, `make test TESTS="--runtime io.containerd.runc.v2"`.
 TESTS ?=
 
-.PHONY: help setup build lint test test-all demo lab lab-down lab-status
+.PHONY: help setup build release-shim lint test test-all bench-shim demo lab lab-down lab-status
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name what; do \
@@ -17,6 +24,9 @@ setup: ## install what this machine lacks to build and to run the lab
 
 build: setup ## build the binaries
 	cargo build --workspace --locked
+
+release-shim: setup ## build the shim as it is installed: small, static, optimised as a whole
+	RUSTFLAGS="$(LEAN)" cargo build --release --locked --package godwit-shim --target $(HOST)
 
 lint: setup $(CARGO_DENY) ## check the format, clippy and the dependencies
 	cargo fmt --all --check
@@ -33,6 +43,9 @@ test: build ## run the unit tests and the end-to-end tests in a lab of their own
 
 test-all: build ## the same on both bases, forky and trixie, with the tests that take long
 	GODWIT_TEST_SLOW=1 integration/run-tests --unit --base forky --base trixie $(TESTS)
+
+bench-shim: release-shim ## measure the shim's memory and times beside the stock shim's; best on a quiet machine
+	GODWIT_BINARIES=$(RELEASE_DIR) integration/bench-shim $(BENCH)
 
 demo: build ## move a Redis under load from one host to another, and check
 	integration/demo

@@ -73,7 +73,15 @@ impl Registry {
             }
             let (inbox, commands) = mpsc::channel(INBOX_BOUND);
             containers.insert(request.id.clone(), Handle { inbox });
-            tokio::spawn(owner::run(shim.clone(), request, reply, commands));
+            let forgotten = ForgottenAtEnd {
+                shim: shim.clone(),
+                id: request.id.clone(),
+            };
+            let owner = owner::run(shim.clone(), request, reply, commands);
+            tokio::spawn(async move {
+                let _forgotten = forgotten;
+                owner.await;
+            });
         }
         answer.await.unwrap_or_else(|_| Err(gone()))
     }
@@ -83,8 +91,29 @@ impl Registry {
         self.containers().remove(id);
     }
 
+    /// Forgets a container that has no owner any more; there may be another by its name already.
+    fn remove_orphan(&self, id: &str) {
+        let mut containers = self.containers();
+        if containers.get(id).is_some_and(|handle| handle.inbox.is_closed()) {
+            containers.remove(id);
+        }
+    }
+
     fn containers(&self) -> MutexGuard<'_, HashMap<String, Handle>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Forgets a container when its owner ends, in whatever way: one that has panicked can no longer do so itself, and a
+/// shim with a container in its registry would never end.
+struct ForgottenAtEnd {
+    shim: Arc<Shim>,
+    id: String,
+}
+
+impl Drop for ForgottenAtEnd {
+    fn drop(&mut self) {
+        self.shim.registry.remove_orphan(&self.id);
     }
 }
 
@@ -105,4 +134,22 @@ impl Handle {
 
 fn gone() -> ShimError {
     ShimError::NotFound("the container is gone".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_container_without_an_owner_is_an_orphan() {
+        let registry = Registry::default();
+        let (inbox, commands) = mpsc::channel(INBOX_BOUND);
+        registry.containers().insert("a".into(), Handle { inbox });
+        registry.remove_orphan("a");
+        assert!(!registry.is_empty());
+        drop(commands);
+        registry.remove_orphan("b");
+        registry.remove_orphan("a");
+        assert!(registry.is_empty());
+    }
 }
