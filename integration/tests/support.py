@@ -15,7 +15,7 @@ from collections.abc import Callable
 from lab import images
 from lab.commands import wait_until
 from lab.hosts import Host, client_command
-from tests.capabilities import why_no_sockets
+from tests.capabilities import version, why_no_sockets
 
 RUNTIME = os.environ.get("GODWIT_TEST_RUNTIME", "io.containerd.godwit.v2")
 STOCK_RUNTIME = "io.containerd.runc.v2"
@@ -72,6 +72,11 @@ class EngineTest(unittest.TestCase):
         """Skips the test where CRIU cannot dump network sockets."""
         if why := why_no_sockets(self.ha):
             self.skipTest(why)
+
+    def needs_checkpoint_options(self) -> None:
+        """Skips the test where ctr does not pass on what it is told of a checkpoint."""
+        if self.runtime != STOCK_RUNTIME and version(self.ha, "ctr") < (2, 0):
+            self.skipTest("ctr before 2.0 sends checkpoint options to the stock runtime's name only")
 
     def soon(self, what: str, condition: Callable[[], bool]) -> None:
         """Waits for something that must become true."""

@@ -2,7 +2,7 @@
 
 from tests.capabilities import version
 from tests.checkpoints import CheckpointTest
-from tests.support import STOCK_RUNTIME, Terminal
+from tests.support import Terminal
 
 IMAGE = "docker.io/library/busybox:latest"
 CHECKPOINT = "registry.test/web:one"
@@ -55,10 +55,6 @@ class Ctr(CheckpointTest):
         self.assertEqual(since[0], word, "it was started afresh")
         self.assertGreaterEqual(n, since[1])
         self.soon("it to go on", lambda: self.count(name)[1] > n)
-
-    def needs_checkpoint_options(self) -> None:
-        if self.runtime != STOCK_RUNTIME and version(self.ha, "ctr") < (2, 0):
-            self.skipTest("ctr before 2.0 sends checkpoint options to the stock runtime's name only")
 
     def test_a_checkpoint_to_a_directory_leaves_it_running(self) -> None:
         self.needs_checkpoint_options()

@@ -91,6 +91,7 @@ class LogUris(ContainerdTest):
 
     @unittest.skipIf(is_stock, "a ticket is Godwit's own way to a restore; ctr's passes no URI on")
     def test_a_restored_container_goes_on_in_a_program(self) -> None:
+        self.needs_checkpoint_options()
         directory = self.logger()
         log, image = f"{directory}/before", f"{directory}/image"
         count = ("sh", "-c", "n=0; while :; do n=$((n+1)); echo $n; sleep 0.05; done")
