@@ -37,14 +37,21 @@ impl Exec {
         let stdio = Stdio::new(&request.stdin, &request.stdout, &request.stderr, request.terminal);
         io::check(&stdio)?;
         let bytes = request.spec.as_ref().map_or(&[] as &[u8], |spec| &spec.value);
-        let mut description: Value = serde_json::from_slice(bytes).map_err(|error| {
-            ShimError::InvalidArgument(format!("the process of exec {}: {error}", request.exec_id))
-        })?;
-        description["terminal"] = Value::Bool(request.terminal);
+        let bad = |why: String| {
+            ShimError::InvalidArgument(format!("the process of exec {:?}: {why}", request.exec_id))
+        };
+        if request.exec_id.is_empty() {
+            return Err(bad("it has no id".to_owned()));
+        }
+        let description = serde_json::from_slice(bytes).map_err(|error| bad(error.to_string()))?;
+        let Value::Object(mut description) = description else {
+            return Err(bad("it is no JSON object".to_owned()));
+        };
+        description.insert("terminal".to_owned(), Value::Bool(request.terminal));
         Ok(Self {
             process: Process::new(stdio),
             lifecycle: ExecLifecycle::Added,
-            description,
+            description: Value::Object(description),
             number,
         })
     }
