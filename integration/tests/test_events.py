@@ -41,6 +41,17 @@ class Events(ContainerdTest):
         self.assertEqual((name, 137), (told[7].body["id"], told[7].body["exit_status"]))
         self.assertEqual(told[7].body["exited_at"], told[8].body["exited_at"])
 
+    def test_a_checkpoint_is_told_between_its_pause_and_resume(self) -> None:
+        name = self.new_task_name()
+        directory = self.new_directory()
+        with Listener(self.ha) as listener:
+            self.ctr("run", "--detach", "--null-io", "--runtime", self.runtime, IMAGE, name, "sh", "-c", "while :; do :; done")
+            self.ha.run("mkdir", "-m", "700", f"{directory}/image")
+            self.ctr("task", "checkpoint", "--image-path", f"{directory}/image", name)
+            self.ctr("task", "rm", "--force", name)
+            topics = self.lived(listener, name)
+        self.assertEqual(["create", "start", "paused", "checkpointed", "resumed", "exit", "delete"], topics)
+
     def test_processes_that_end_at_once_are_told_in_order_with_their_codes(self) -> None:
         n_lives = 8
         name = self.run_detached("sleep", "1000")

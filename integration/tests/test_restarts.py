@@ -2,10 +2,11 @@
 
 import json
 import signal
+import subprocess
 import time
 import unittest
 
-from tests.containerd import TASKS, shim_pid
+from tests.containerd import TASKS, kill_client, shim_pid, start_client
 from tests.support import RUNTIME, STOCK_RUNTIME, EngineTest, needs_slow
 
 is_stock = RUNTIME == STOCK_RUNTIME
@@ -63,6 +64,8 @@ class RestartTest(EngineTest):
         self.soon("its output to go on", lambda: len(self.logs(name).split()) > before)
         numbers = [int(number) for number in self.logs(name).split()]
         self.assertEqual(list(range(1, len(numbers) + 1)), numbers, "output was lost")
+        argv = ("timeout", "-s", "KILL", "1", "docker", "attach", "--no-stdin", "--sig-proxy=false", name)
+        self.assertNotEqual("", self.ha.run(*argv, check=False).stdout)
         self.docker("pause", name)
         self.docker("unpause", name)
 
@@ -77,11 +80,15 @@ class Containerd(RestartTest):
     def assert_survives(self, number: signal.Signals) -> None:
         name, other = self.counter(), self.counter()
         pid = self.pid(name)
+        waiting = start_client(self.ha, "docker", "wait", other, stdout=subprocess.PIPE)
+        self.addCleanup(waiting.stdout.close)
+        self.addCleanup(kill_client, waiting)
         self.restart("containerd", number)
         self.soon_after_restart("Docker to find containerd", lambda: self.docker("exec", name, "true", check=False).returncode == 0)
         self.assert_works(name, pid)
         self.end(self.pid(other), 7)
         self.ends_as(other, "exited 7")
+        self.assertEqual(b"7\n", waiting.stdout.readline())
         self.docker("stop", "--time", "1", name)
         self.assertEqual("exited 137", self.state(name))
 
@@ -92,6 +99,7 @@ class Containerd(RestartTest):
     def test_containers_survive_its_kill(self) -> None:
         self.assert_survives(signal.SIGKILL)
 
+    @needs_slow
     @stock_never_tells
     def test_docker_hears_of_what_ended_meanwhile(self) -> None:
         names = [self.counter() for _ in range(3)]

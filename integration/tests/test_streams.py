@@ -188,6 +188,7 @@ class Streams(ContainerdTest):
         self.assertEqual([b"%070d\n" % n for n in range(1, n_lines + 1)], lines)
         self.assertEqual(9, process.wait(timeout=SOON_SECONDS))
 
+    @needs_slow
     def test_a_reader_that_is_slow_after_the_exit_gets_the_rest(self) -> None:
         process = self.client("sh", "-c", "yes 0123456789abcde | head -c 400000; exit 4", stdin=subprocess.DEVNULL,
                               stdout=subprocess.PIPE)  # fmt: skip

@@ -65,13 +65,14 @@ async fn run(flags: &Flags, listener: UnixListener) -> Result<()> {
     announce_ready().context("say that the server is ready")?;
     info!("shim {} of namespace {} serves", flags.id, flags.namespace);
     shim.shutdown.cancelled().await;
+    // First of all: while this one drains, another shim may be started at the same place, whose socket is not ours.
+    let _ = fs::remove_file(flags.socket.trim_start_matches("unix://"));
     // No new requests, the answers that are due, then what is still to be told.
     if let Err(error) = server.shutdown().await {
         warn!("the server did not end well: {error}");
     }
     drop(server);
     shim.publisher.drain().await;
-    let _ = fs::remove_file(flags.socket.trim_start_matches("unix://"));
     info!("shim {} of namespace {} ends", flags.id, flags.namespace);
     Ok(())
 }

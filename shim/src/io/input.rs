@@ -5,7 +5,7 @@
 //! gone, after all that was written. A CloseIO that comes before there is anything to hold counts as well.
 
 use std::fs::{File, OpenOptions};
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -81,14 +81,10 @@ pub(super) fn open(path: &Path, hold: &InputHold) -> Result<Descriptor, ShimErro
 /// Copies until all writers have gone, or the process reads no more.
 pub(super) async fn copy(from: &Descriptor, to: &Descriptor) {
     loop {
-        // Small, and not kept while nothing is typed.
-        let mut chunk = [0; CHUNK_BYTES];
-        let read = from.try_read(&mut chunk);
-        match read {
-            Ok(0) => return,
-            Ok(n_read) => {
-                let rest = chunk[..n_read].to_vec();
-                if to.write_all(&rest).await.is_err() {
+        match read_some(from) {
+            Ok(chunk) if chunk.is_empty() => return,
+            Ok(chunk) => {
+                if to.write_all(&chunk).await.is_err() {
                     return;
                 }
                 coop::consume_budget().await;
@@ -101,4 +97,11 @@ pub(super) async fn copy(from: &Descriptor, to: &Descriptor) {
             Err(_) => return,
         }
     }
+}
+
+/// Reads what is there. Nothing is kept for it while nobody types.
+fn read_some(from: &Descriptor) -> io::Result<Vec<u8>> {
+    let mut chunk = [0; CHUNK_BYTES];
+    let n_read = from.try_read(&mut chunk)?;
+    Ok(chunk[..n_read].to_vec())
 }
