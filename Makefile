@@ -6,7 +6,7 @@ CARGO_DENY := $(firstword $(wildcard $(HOME)/.cargo/bin/cargo-deny) $(TOOLS)/bin
 # What the tests are given besides: `make test TESTS=test_shim`, `make test TESTS="--runtime io.containerd.runc.v2"`.
 TESTS ?=
 
-.PHONY: help setup build lint test demo lab lab-down lab-status
+.PHONY: help setup build lint test demo fuzz lab lab-down lab-status
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name what; do \
@@ -30,6 +30,9 @@ $(TOOLS)/bin/cargo-deny:
 
 test: build ## run the unit tests and the end-to-end tests in a lab of their own
 	integration/run-tests --unit $(TESTS)
+
+fuzz: setup ## fuzz what reads outside input, FUZZ_SECONDS (600) for each target
+	fuzz/run
 
 demo: build ## move a Redis under load from one host to another, and check
 	integration/demo
