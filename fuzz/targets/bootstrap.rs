@@ -4,14 +4,15 @@
 
 #[path = "../../shim/src/bootstrap.rs"]
 mod bootstrap;
+#[path = "../../shim/src/create_options.rs"]
+mod create_options;
 #[path = "../../shim/src/error.rs"]
 mod error;
-#[path = "../../shim/src/options.rs"]
-mod options;
 
 use bootstrap::{Request, detect, reply};
 use containerd_shim::protos::bootstrap_api::{BootstrapParams, BootstrapResult};
 use containerd_shim::protos::protobuf::Message;
+use create_options::CreateOptions;
 use libfuzzer_sys::fuzz_target;
 
 const ADDRESS: &str = "unix:///run/containerd/s/0123";
@@ -39,13 +40,13 @@ fn check(input: &[u8], id: &str, namespace: &str) {
                 BootstrapResult::parse_from_bytes(&answer).expect("protobuf is answered by protobuf");
             assert_eq!((answer.address.as_str(), answer.version), (ADDRESS, 3));
             for extension in &params.extensions {
-                let _ = options::decode(extension.value.as_ref());
+                let _ = CreateOptions::decode(extension.value.as_ref());
             }
         }
         Request::Options(sent) => {
             let answer: serde_json::Value = serde_json::from_slice(&answer).expect("JSON");
             assert_eq!(answer["address"], ADDRESS);
-            let _ = options::decode(sent.as_ref());
+            let _ = CreateOptions::decode(sent.as_ref());
         }
     }
 }

@@ -4,10 +4,10 @@
 
 #[path = "../../shim/src/bootstrap.rs"]
 mod bootstrap;
+#[path = "../../shim/src/create_options.rs"]
+mod create_options;
 #[path = "../../shim/src/error.rs"]
 mod error;
-#[path = "../../shim/src/options.rs"]
-mod options;
 
 use std::fs;
 use std::sync::LazyLock;

@@ -2,14 +2,19 @@
 #![no_main]
 #![allow(dead_code)]
 
+#[path = "../../shim/src/create_options.rs"]
+mod create_options;
 #[path = "../../shim/src/error.rs"]
 mod error;
-#[path = "../../shim/src/options.rs"]
-mod options;
+
+use std::path::PathBuf;
 
 use containerd_shim::api::CreateTaskRequest;
 use containerd_shim::protos::protobuf::Message;
 use containerd_shim::protos::protobuf::well_known_types::any::Any;
+use containerd_shim::protos::shim::oci::Options;
+use create_options::CreateOptions;
+use godwit_runtime::options::Layer;
 use libfuzzer_sys::fuzz_target;
 
 const TYPES: [&str; 5] = [
@@ -37,22 +42,39 @@ fuzz_target!(|input: &[u8]| {
     }
 });
 
-/// What is understood means the same when the stock type says it.
+/// What is understood means the same when the stock type says it, but for what only the legacy type can say.
 fn check(any: &Any) {
-    let Ok(decoded) = options::decode(Some(any)) else {
+    let Ok(decoded) = CreateOptions::decode(Some(any)) else {
         return;
     };
     assert!(
         !any.type_url.starts_with("some.other"),
         "an unknown type was taken"
     );
-    let settings = options::runc_settings(&decoded, "moby");
-    let again = Any {
-        type_url: TYPES[0].to_owned(),
-        value: decoded.write_to_bytes().expect("options can be written"),
+    let text = |path: &Option<PathBuf>| {
+        path.as_ref()
+            .map(|path| path.display().to_string())
+            .unwrap_or_default()
+    };
+    let stock = Options {
+        no_pivot_root: decoded.no_pivot_root,
+        no_new_keyring: decoded.no_new_keyring,
+        shim_cgroup: decoded.shim_cgroup.clone(),
+        io_uid: decoded.io_uid,
+        io_gid: decoded.io_gid,
+        binary_name: decoded.binary_name.clone(),
+        root: decoded.root.clone(),
+        systemd_cgroup: decoded.systemd_cgroup,
+        criu_image_path: text(&decoded.criu_image_path),
+        criu_work_path: text(&decoded.criu_work_path),
         ..Default::default()
     };
-    let again = options::decode(Some(&again)).expect("what was decoded can be decoded again");
-    let again = options::runc_settings(&again, "moby");
-    assert_eq!(format!("{settings:?}"), format!("{again:?}"));
+    let again = Any {
+        type_url: TYPES[0].to_owned(),
+        value: stock.write_to_bytes().expect("options can be written"),
+        ..Default::default()
+    };
+    let again = CreateOptions::decode(Some(&again)).expect("what was decoded can be decoded again");
+    let restore = Layer::default();
+    assert_eq!(CreateOptions { restore, ..decoded }, again);
 }

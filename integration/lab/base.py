@@ -1,12 +1,14 @@
-"""The root file system under both hosts: a Debian made by debootstrap, cached outside the checkout.
+"""The root file systems under the hosts: one Debian per suite, made by debootstrap, cached outside the checkout.
 
-The directory's name holds a hash of all that decides its content, so that it is rebuilt when that changes. It is built
+A directory's name holds a hash of all that decides its content, so that it is rebuilt when that changes. It is built
 under a temporary name and renamed when complete: an interrupted build is never used.
 """
 
 import fcntl
 import hashlib
+import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,48 +16,62 @@ from pathlib import Path
 from .commands import LabError, run
 from .layout import CACHE_DIR
 
-SUITE = "forky"  # CRIU 4.2: older ones cannot dump a TCP socket on kernels from 6.16 on
-PACKAGES = [
-    "ca-certificates", "containerd", "criu", "docker-cli", "docker.io", "busybox-static", "iproute2", "iptables",
-    "iputils-arping", "nftables", "openssl", "procps", "python3-minimal", "redis-server", "runc",
+# CRIU 4.2 and Docker 28; CRIU 4.1, which cannot dump a TCP socket on kernels from 6.16 on, and Docker 26.
+SUITES = ("forky", "trixie")
+ENGINE = [
+    "ca-certificates", "containerd", "criu", "crun", "docker-cli", "docker.io", "busybox-static", "iproute2", "iptables",
+    "iputils-arping", "libcriu2", "nftables", "openssl", "procps", "runc",
 ]  # fmt: skip
+# What the images hold: a Java runtime and a compiler in one jar, a server written in Go, and others that people run.
+PROGRAMS = [
+    "default-jre-headless", "libeclipse-jdt-core-compiler-batch-java", "memcached", "nginx-light", "postgresql",
+    "prometheus-pushgateway", "python3-minimal", "redis-server",
+]  # fmt: skip
+PACKAGES = sorted(ENGINE + PROGRAMS)
 # Raise it when the steps below change what they produce.
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 # Older debootstraps have no script named after a new suite; all of Debian's suites share this one.
 SCRIPT = "/usr/share/debootstrap/scripts/sid"
 FALLBACK_MIRROR = "http://deb.debian.org/debian"
-# 50 s on an idle machine of two cores with a near mirror.
+# 80 s on an idle machine of two cores with a near mirror.
 BUILD_DEADLINE_SECONDS = 1200.0
+# Checkouts side by side may want different recipes; one that nobody has asked for as long as this is removed.
+KEEP_SECONDS = 3 * 24 * 3600.0
 
 
-def base_directory() -> Path:
-    """Where the base that the present recipe makes lies, whether it exists or not."""
-    recipe = "\n".join([SUITE, str(RECIPE_VERSION), *sorted(PACKAGES)])
-    return CACHE_DIR / f"base-{SUITE}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
+def base_directory(suite: str) -> Path:
+    """Where the base that the present recipe makes of a suite lies, whether it exists or not."""
+    recipe = "\n".join([suite, str(RECIPE_VERSION), *PACKAGES])
+    return CACHE_DIR / f"base-{suite}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
 
 
-def ensure_base() -> Path:
-    """Returns the base, building it first when it is missing."""
-    wanted = base_directory()
+def ensure_base(suite: str) -> Path:
+    """Returns the base of a suite, building it first when it is missing."""
+    if suite not in SUITES:
+        raise LabError(f"no base {suite!r}; there are {', '.join(SUITES)}")
+    wanted = base_directory(suite)
     CACHE_DIR.mkdir(parents=True, exist_ok=True)
     with _build_lock():
         if not wanted.is_dir():
-            print(f"lab: building {wanted} (about a minute)", flush=True)
-            _build(wanted)
-        _remove_others(wanted)
+            print(f"lab: building {wanted} (a minute or two)", flush=True)
+            _build(suite, wanted)
+        os.utime(wanted)
+        _remove_stale()
     return wanted
 
 
-def _build(wanted: Path) -> None:
+def _build(suite: str, wanted: Path) -> None:
     partial = wanted.with_name(wanted.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
+    # It lets no package start a daemon meanwhile.
     run(
-        ["debootstrap", "--variant=minbase", f"--include={','.join(sorted(PACKAGES))}", f"--keyring={KEYRING}", SUITE,
+        ["debootstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}", f"--keyring={KEYRING}", suite,
          str(partial), _mirror(), SCRIPT],
         deadline=BUILD_DEADLINE_SECONDS,
     )  # fmt: skip
-    for waste in ["var/cache/apt", "var/lib/apt/lists"]:
+    # the last is a database which the package makes at once
+    for waste in ["var/cache/apt", "var/lib/apt/lists", "var/lib/postgresql"]:
         shutil.rmtree(partial / waste)
         (partial / waste).mkdir()
     partial.rename(wanted)
@@ -71,9 +87,9 @@ def _mirror() -> str:
     return archives[0] if archives else FALLBACK_MIRROR
 
 
-def _remove_others(wanted: Path) -> None:
-    for other in CACHE_DIR.glob(f"base-{SUITE}-*"):
-        if other != wanted and not _in_use(other):
+def _remove_stale() -> None:
+    for other in CACHE_DIR.glob("base-*"):
+        if time.time() - other.stat().st_mtime > KEEP_SECONDS and not _in_use(other):
             shutil.rmtree(other)
 
 

@@ -6,9 +6,10 @@ import signal
 import sys
 
 from . import agents, images, lifecycle
+from .base import SUITES
 from .commands import LabError
 from .hosts import DAEMONS, Host, client_command
-from .layout import CLIENT, HOST_ADDRESSES, PLACES
+from .layout import CLIENT, DEFAULT_BASE, HOST_ADDRESSES, PLACES
 
 
 def main() -> int:
@@ -31,6 +32,7 @@ def _parser() -> argparse.ArgumentParser:
 
     up = _command(commands, "up", _up, "bring the lab up")
     up.add_argument("--cgroup", action="append", default=[], metavar="HOST=v1|v2", help="cgroup flavour of a host")
+    up.add_argument("--base", default=DEFAULT_BASE, choices=SUITES, help="the Debian suite both hosts stand on")
     up.add_argument("--no-agent", action="store_true", help="leave out the godwit agents")
     up.add_argument("--no-lan", action="store_true", help="leave out the macvlan network `lan`")
     up.add_argument("--no-images", action="store_true", help="leave out the container images")
@@ -76,7 +78,7 @@ def _up(told: argparse.Namespace) -> None:
             raise LabError(f"--cgroup {choice}: expected HOST=v1 or HOST=v2, with a host of {', '.join(HOST_ADDRESSES)}")
         flavours[host] = flavour
     images_on = None if told.no_images else "ha"
-    lifecycle.up(flavours, agent=not told.no_agent, lan=not told.no_lan, image_host=images_on)
+    lifecycle.up(flavours, agent=not told.no_agent, lan=not told.no_lan, image_host=images_on, suite=told.base)
     print(lifecycle.status())
 
 

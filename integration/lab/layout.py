@@ -14,6 +14,9 @@ NAME = os.environ.get("GODWIT_LAB", "gwl")
 if not re.fullmatch(r"[a-z]{1,8}", NAME):  # it is part of link names, which end at 15 bytes
     raise SystemExit(f"GODWIT_LAB={NAME!r}: a lab's name is one to eight letters a to z")
 
+# The Debian suite both hosts stand on, unless told by `--base`; see base.py.
+DEFAULT_BASE = os.environ.get("GODWIT_BASE", "forky")
+
 HOST_ADDRESSES = {"ha": "10.77.0.11", "hb": "10.77.0.12"}
 CLIENT = "client"
 CLIENT_ADDRESS = "10.77.0.20"

@@ -14,17 +14,19 @@ from pathlib import Path
 from . import agents, base, cgroups, images, links
 from .commands import LabError, run, wait_until
 from .hosts import DAEMONS, Host
-from .layout import DISK_DIR, HOST_ADDRESSES, LAN_NETWORK, LAN_RANGES, NAME, STATE_DIR, SUBNET, WIRE_ADDRESS
+from .layout import DEFAULT_BASE, DISK_DIR, HOST_ADDRESSES, LAN_NETWORK, LAN_RANGES, NAME, STATE_DIR, SUBNET, WIRE_ADDRESS
 
 # A process killed with SIGKILL ends when the kernel gets to it; one in the midst of writing to disk takes longest.
 KILL_DEADLINE_SECONDS = 20.0
 
 
-def up(flavours: dict[str, str], *, agent: bool = True, lan: bool = True, image_host: str | None = "ha") -> None:
-    """Brings the lab up; on failure what came up is taken down again."""
+def up(
+    flavours: dict[str, str], *, agent: bool = True, lan: bool = True, image_host: str | None = "ha", suite: str = DEFAULT_BASE
+) -> None:
+    """Brings the lab up on the base of a suite; on failure what came up is taken down again."""
     if standing():
         raise LabError(f"lab {NAME} is up already, or was left half-way; run `make lab-down` first")
-    root = base.ensure_base()
+    root = base.ensure_base(suite)
     hosts = [Host(name) for name in HOST_ADDRESSES]
     try:
         links.create_links()
@@ -35,7 +37,7 @@ def up(flavours: dict[str, str], *, agent: bool = True, lan: bool = True, image_
             agents.configure_agents(hosts)
             _on_each(hosts, lambda host: host.start_daemon("agent"))
         if image_host is not None:
-            _on_each(list(images.IMAGES), lambda name: images.import_image(Host(image_host), name))
+            _on_each(list(images.USUAL), lambda name: images.import_image(Host(image_host), name))
     except BaseException:
         down()
         raise

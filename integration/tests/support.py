@@ -12,8 +12,10 @@ import time
 import unittest
 from collections.abc import Callable
 
+from lab import images
 from lab.commands import wait_until
 from lab.hosts import Host, client_command
+from tests.capabilities import why_no_sockets
 
 RUNTIME = os.environ.get("GODWIT_TEST_RUNTIME", "io.containerd.godwit.v2")
 STOCK_RUNTIME = "io.containerd.runc.v2"
@@ -38,6 +40,13 @@ class EngineTest(unittest.TestCase):
         """Runs Docker's command line on a host (ha unless told)."""
         return (host or self.ha).run("docker", *argv, check=check)
 
+    def image(self, name: str, host: Host | None = None) -> str:
+        """The tag of one of the lab's images, imported first where the host lacks it."""
+        tag = images.IMAGES[name].tag
+        if self.docker("image", "inspect", tag, host=host, check=False).returncode != 0:
+            images.import_image(host or self.ha, name)
+        return tag
+
     def new_name(self, host: Host | None = None) -> str:
         """A fresh container name; the container goes away with the test."""
         name = f"t{next(_numbers)}"
@@ -58,6 +67,11 @@ class EngineTest(unittest.TestCase):
         """A container's log so far, both streams."""
         done = self.docker("logs", name, host=host)
         return done.stdout + done.stderr
+
+    def needs_sockets(self) -> None:
+        """Skips the test where CRIU cannot dump network sockets."""
+        if why := why_no_sockets(self.ha):
+            self.skipTest(why)
 
     def soon(self, what: str, condition: Callable[[], bool]) -> None:
         """Waits for something that must become true."""
