@@ -9,6 +9,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::json;
 
@@ -95,9 +96,7 @@ impl Change {
                 let path: Vec<&str> = path.iter().map(String::as_str).collect();
                 Ok(match json::get(text, &path)? {
                     None => (Undone::Absent, None),
-                    Some(now) if now.to_string() == normal(value) => {
-                        (Undone::Done, Some(json::remove(text, &path)?))
-                    }
+                    Some(now) if is_json(value, &now) => (Undone::Done, Some(json::remove(text, &path)?)),
                     Some(_) => (Undone::Left, None),
                 })
             }),
@@ -194,7 +193,6 @@ fn absent(error: io::Error) -> io::Result<Undone> {
     }
 }
 
-fn normal(value: &str) -> String {
-    serde_json::from_str::<serde_json::Value>(value)
-        .map_or_else(|_| value.to_owned(), |value| value.to_string())
+fn is_json(text: &str, value: &Value) -> bool {
+    serde_json::from_str::<Value>(text).is_ok_and(|meant| meant == *value)
 }

@@ -12,6 +12,7 @@ mod record;
 mod tests;
 
 use std::env;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -74,7 +75,7 @@ pub(crate) fn run(order: &Order) -> Result<ExitCode> {
             n_changes += undo(order, &by_name)?;
         }
         if n_changes == 0 {
-            println!("nothing to undo");
+            say("nothing to undo");
         }
         return Ok(ExitCode::SUCCESS);
     }
@@ -108,35 +109,32 @@ pub(crate) fn run(order: &Order) -> Result<ExitCode> {
     if order.drop_in {
         plans.push((&drop_in, plan::drop_in(&order.root, &shim)?));
     } else if !on_system_path(&shim) {
-        println!(
+        say(&format!(
             "note: engines find the shim on their PATH only, and {} is not on the usual one",
             shim.display()
-        );
+        ));
     }
     let n_changes: usize = plans.iter().map(|(_, plan)| plan.changes.len()).sum();
     if n_changes == 0 {
-        println!("nothing to change: it is set up already");
+        say("nothing to change: it is set up already");
         return Ok(ExitCode::SUCCESS);
     }
     for (record, plan) in &plans {
         carry_out(order, record, plan)?;
     }
-    println!(
-        "{}",
-        if order.dry_run {
-            "then, by hand:"
-        } else {
-            "now, by hand:"
-        }
-    );
+    say(if order.dry_run {
+        "then, by hand:"
+    } else {
+        "now, by hand:"
+    });
     for step in plans
         .iter()
         .filter(|(_, plan)| !plan.changes.is_empty())
         .flat_map(|(_, plan)| &plan.afterwards)
     {
-        println!("  {step}");
+        say(&format!("  {step}"));
     }
-    println!("Containers that run keep the shim they were started with.");
+    say("Containers that run keep the shim they were started with.");
     Ok(ExitCode::SUCCESS)
 }
 
@@ -145,11 +143,11 @@ fn carry_out(order: &Order, record: &Record, plan: &Plan) -> Result<()> {
         record.make(&order.root, &plan.changes)?;
     }
     for change in &plan.changes {
-        println!(
+        say(&format!(
             "{} {}",
             if order.dry_run { "would change" } else { "changed" },
             change.describe()
-        );
+        ));
     }
     Ok(())
 }
@@ -159,19 +157,19 @@ fn undo(order: &Order, record: &Record) -> Result<usize> {
     let changes = record.read()?;
     if order.dry_run {
         for change in changes.iter().rev() {
-            println!("would undo {}", change.describe());
+            say(&format!("would undo {}", change.describe()));
         }
         return Ok(changes.len());
     }
     for Undoing { change, left } in record.undo(&order.root)? {
         if left {
-            println!("left, as it was changed since: {}", change.describe());
+            say(&format!("left, as it was changed since: {}", change.describe()));
         } else {
-            println!("undone {}", change.describe());
+            say(&format!("undone {}", change.describe()));
         }
     }
     if !changes.is_empty() {
-        println!("Restart the daemon whose configuration this was (after `systemctl daemon-reload`).");
+        say("Restart the daemon whose configuration this was (after `systemctl daemon-reload`).");
     }
     Ok(changes.len())
 }
@@ -195,6 +193,11 @@ fn shim(order: &Order) -> Result<PathBuf> {
         file.display()
     );
     Ok(path)
+}
+
+/// A change that is made is made, whether or not anybody reads of it.
+fn say(line: &str) {
+    let _ = writeln!(io::stdout(), "{line}");
 }
 
 fn on_system_path(shim: &Path) -> bool {
