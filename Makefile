@@ -13,7 +13,7 @@ BENCH ?=
 # What the tests are given besides: `make test TESTS=test_shim`, `make test TESTS="--runtime io.containerd.runc.v2"`.
 TESTS ?=
 
-.PHONY: help setup build release-shim lint test test-all bench-shim demo lab lab-down lab-status
+.PHONY: help setup build release-shim lint test test-all bench-shim fuzz demo lab lab-down lab-status
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name what; do \
@@ -46,6 +46,9 @@ test-all: build ## the same on both bases, forky and trixie, with the tests that
 
 bench-shim: release-shim ## measure the shim's memory and times beside the stock shim's; best on a quiet machine
 	GODWIT_BINARIES=$(RELEASE_DIR) integration/bench-shim $(BENCH)
+
+fuzz: setup ## fuzz what reads outside input, FUZZ_SECONDS (600) for each target
+	fuzz/run
 
 demo: build ## move a Redis under load from one host to another, and check
 	integration/demo

@@ -24,8 +24,23 @@ const VERSION_DEADLINE: Duration = Duration::from_secs(2);
 /// Room for what an image holds beside memory pages.
 const IMAGE_SLACK_BYTES: u64 = 16 << 20;
 
+/// The name that many shims answer to.
+const STOCK_RUNTIME: &str = "io.containerd.runc.v2";
+
 /// Processes looked at when a container is measured; more than any container has.
 const MAX_PROCESSES: usize = 100_000;
+
+/// Why a container that Godwit runs may be run by another shim at the destination, which would start it afresh in
+/// place of restoring it: a second copy.
+pub fn ambiguous_runtime(container: &Container) -> Option<String> {
+    (container.runtime == STOCK_RUNTIME).then(|| {
+        format!(
+            "{} runs under Godwit in the place of the stock shim, and which shim the other host has under that name \
+             cannot be told: start it with --runtime io.containerd.godwit.v2",
+            container.name
+        )
+    })
+}
 
 /// Why this host cannot dump or restore at all.
 pub async fn tools(tools: &Tools) -> Vec<String> {
@@ -179,6 +194,20 @@ mod tests {
         assert_eq!(criu_version("Version: 4.2-rc1\n"), Some((4, 2)));
         assert_eq!(criu_version("Version: 5\n"), Some((5, 0)));
         assert_eq!(criu_version("no such thing"), None);
+    }
+
+    #[test]
+    fn a_runtime_that_another_shim_may_answer_to_is_refused() {
+        let container = |runtime: &str| -> Container {
+            serde_json::from_value(serde_json::json!({
+                "engine": "docker", "id": "a", "name": "web", "namespace": "moby", "image_name": "", "image_id": "",
+                "runtime": runtime, "running": true, "networks": [], "mounts": [], "description": null
+            }))
+            .unwrap()
+        };
+        let refused = ambiguous_runtime(&container("io.containerd.runc.v2")).unwrap();
+        assert!(refused.starts_with("web runs under Godwit"), "{refused}");
+        assert_eq!(ambiguous_runtime(&container("io.containerd.godwit.v2")), None);
     }
 
     #[test]

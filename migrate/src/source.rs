@@ -243,6 +243,7 @@ impl Source {
                     ));
                 }
                 memory_bytes = checks::memory_of(view.pid);
+                objections.extend(checks::ambiguous_runtime(container));
                 objections.extend(connections::objection(container, view.pid));
                 match (self.host.upper_dir)(&view.rootfs) {
                     Ok(upper) => self.upper = upper,

@@ -67,10 +67,10 @@ impl Bundle {
     /// Reads `config.json`.
     pub fn spec(&self) -> io::Result<Spec> {
         let path = self.join("config.json");
-        let content = fs::read(&path)?;
-        serde_json::from_slice(&content).map_err(|error| {
-            io::Error::new(io::ErrorKind::InvalidData, format!("{}: {error}", path.display()))
-        })
+        let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+        let content = fs::read(&path).map_err(named)?;
+        serde_json::from_slice(&content)
+            .map_err(|error| named(io::Error::new(io::ErrorKind::InvalidData, error)))
     }
 
     /// Where the root file system is mounted: `root.path` of the configuration, relative to the bundle.

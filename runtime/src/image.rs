@@ -44,6 +44,12 @@ pub struct Manifest {
     files: BTreeMap<String, u64>,
 }
 
+/// What every version's manifest says.
+#[derive(Deserialize)]
+struct Version {
+    version: u32,
+}
+
 impl Manifest {
     /// A manifest of this version.
     pub fn new(id: &str, network: NetworkOwner, terminal: bool) -> Self {
@@ -98,7 +104,11 @@ impl Manifest {
             let made = format!("make the image's directory {}: {error}", image_dir.display());
             return Err(io::Error::new(error.kind(), made));
         }
-        write_atomically(&image_dir.join(MANIFEST), &serde_json::to_vec_pretty(self)?)
+        let path = image_dir.join(MANIFEST);
+        write_atomically(&path, &serde_json::to_vec_pretty(self)?).map_err(|error| {
+            let text = format!("write {}: {error}", path.display());
+            io::Error::new(error.kind(), text)
+        })
     }
 
     /// Reads it from an image directory; `None` if another shim made the image.
@@ -108,23 +118,36 @@ impl Manifest {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
         };
-        let manifest: Self = serde_json::from_slice(&bytes).map_err(|error| {
-            io::Error::new(
-                io::ErrorKind::InvalidData,
-                format!("the checkpoint image is damaged: {MANIFEST}: {error}"),
-            )
-        })?;
-        if manifest.version != VERSION {
+        Self::parse(&bytes).map(Some)
+    }
+
+    /// What `bytes` say. It is an error of kind `InvalidData` if they are no manifest, or of another version, or if
+    /// they name a file that is not the image directory's own.
+    pub fn parse(bytes: &[u8]) -> io::Result<Self> {
+        let damaged = |why: String| {
+            let text = format!("the checkpoint image is damaged: {MANIFEST}: {why}");
+            io::Error::new(io::ErrorKind::InvalidData, text)
+        };
+        // The version first: another one may have other fields.
+        let Version { version } =
+            serde_json::from_slice(bytes).map_err(|error| damaged(error.to_string()))?;
+        if version != VERSION {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,
-                format!(
-                    "the image's manifest has version {}, this Godwit reads {VERSION}",
-                    manifest.version
-                ),
+                format!("the image's manifest has version {version}, this Godwit reads {VERSION}"),
             ));
         }
-        Ok(Some(manifest))
+        let manifest: Self = serde_json::from_slice(bytes).map_err(|error| damaged(error.to_string()))?;
+        match manifest.files.keys().find(|name| !is_plain(name)) {
+            Some(name) => Err(damaged(format!("{name:?} is no file of an image"))),
+            None => Ok(manifest),
+        }
     }
+}
+
+/// Whether `name` is one of a file directly in a directory, and of nothing elsewhere.
+fn is_plain(name: &str) -> bool {
+    !matches!(name, "" | "." | "..") && !name.contains(['/', '\0'])
 }
 
 /// Bytes of all files of an image directory.
@@ -178,7 +201,7 @@ mod tests {
         assert_eq!(Manifest::read(directory.path()).unwrap(), Some(manifest));
         fs::write(
             directory.path().join(MANIFEST),
-            r#"{"version":9,"id":"a","network":"criu","terminal":false}"#,
+            r#"{"version":9,"id":"a","network":"somebody","more":{}}"#,
         )
         .unwrap();
         assert!(
@@ -187,5 +210,21 @@ mod tests {
                 .to_string()
                 .contains("version 9")
         );
+    }
+
+    #[test]
+    fn a_manifest_names_files_of_its_own_directory_only() {
+        let naming = |name: &str| {
+            let files = serde_json::json!({ name: 1 });
+            let text = serde_json::json!({
+                "version": 1, "id": "a", "network": "criu", "terminal": false, "files": files
+            });
+            Manifest::parse(text.to_string().as_bytes())
+        };
+        naming("pages-1.img").unwrap();
+        for name in ["/etc/passwd", "../pages-1.img", "a/b", "..", "", "a\0b"] {
+            let error = naming(name).unwrap_err().to_string();
+            assert!(error.ends_with("is no file of an image"), "{name}: {error}");
+        }
     }
 }

@@ -133,7 +133,12 @@ impl Layer {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
             Err(error) => return Err(fail(error.to_string())),
         };
-        let file: HostFile = toml::from_str(&text).map_err(|error| fail(error.to_string()))?;
+        Self::from_host_text(&text).map_err(fail)
+    }
+
+    /// The layer in the text of a host's file, or what is wrong with it.
+    pub fn from_host_text(text: &str) -> Result<Self, String> {
+        let file: HostFile = toml::from_str(text).map_err(|error| error.to_string())?;
         Ok(file.checkpoint)
     }
 

@@ -101,6 +101,15 @@ impl Ticket {
         }
     }
 
+    /// What `text` says, or why it is no ticket of this version.
+    pub fn parse(text: &[u8]) -> Result<Self, String> {
+        let ticket: Self = serde_json::from_slice(text).map_err(|error| error.to_string())?;
+        if ticket.version != VERSION {
+            return Err(format!("version {} is not {VERSION}", ticket.version));
+        }
+        Ok(ticket)
+    }
+
     /// Writes the ticket below `root`. Fails if there is one for this container already.
     pub fn issue(&self, root: &Path) -> Result<Issued, TicketError> {
         let (open, claimed) = paths(root, &self.namespace, &self.id)?;
@@ -162,10 +171,7 @@ impl Ticket {
         }
         let mut text = Vec::new();
         file.take(MAX_BYTES).read_to_end(&mut text).map_err(fail)?;
-        let ticket: Self = serde_json::from_slice(&text).map_err(|error| refuse(error.to_string()))?;
-        if ticket.version != VERSION {
-            return Err(refuse(format!("version {} is not {VERSION}", ticket.version)));
-        }
+        let ticket = Self::parse(&text).map_err(refuse)?;
         if ticket.namespace != namespace || ticket.id != id {
             return Err(refuse(format!("it is for {}/{}", ticket.namespace, ticket.id)));
         }

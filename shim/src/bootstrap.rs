@@ -40,7 +40,7 @@ const GROUP_ANNOTATIONS: [&str; 2] = ["io.containerd.runc.v2.group", "io.kuberne
 
 /// How containerd started us, and so how it wants to be answered.
 #[derive(Debug, PartialEq)]
-enum Request {
+pub(crate) enum Request {
     /// 2.3 and later.
     Params(Box<BootstrapParams>),
     /// Before that: runtime options, if there are any.
@@ -51,7 +51,7 @@ enum Request {
 ///
 /// Options decode as parameters as well (type as instance id, value as namespace), so what counts is that the
 /// parameters are for the very shim that the command line names.
-fn detect(input: &[u8], id: &str, namespace: &str) -> Result<Request> {
+pub(crate) fn detect(input: &[u8], id: &str, namespace: &str) -> Result<Request> {
     if let Ok(params) = BootstrapParams::parse_from_bytes(input)
         && !input.is_empty()
     {
@@ -129,7 +129,7 @@ pub(crate) fn start(flags: &Flags) -> Result<()> {
         .context("answer containerd")
 }
 
-fn reply(request: &Request, address: &str) -> Result<Vec<u8>> {
+pub(crate) fn reply(request: &Request, address: &str) -> Result<Vec<u8>> {
     match request {
         // 1.7 takes version 2 only, and everything later takes it too.
         Request::Options(_) => Ok(serde_json::to_vec(
@@ -147,7 +147,7 @@ fn reply(request: &Request, address: &str) -> Result<Vec<u8>> {
     }
 }
 
-fn group(bundle: &Bundle, id: &str) -> Result<String> {
+pub(crate) fn group(bundle: &Bundle, id: &str) -> Result<String> {
     let spec = bundle.spec().context("read the bundle's configuration")?;
     let named = |name: &&str| spec.annotations().get(*name).cloned();
     Ok(GROUP_ANNOTATIONS
@@ -185,6 +185,10 @@ fn launch(
     let listener = UnixListener::bind(path).with_context(|| format!("bind {}", path.display()))?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o600)).context("protect the socket")?;
     let mut command = Command::new(env::current_exe().context("find the shim's own binary")?);
+    // The name it was called by: the server must know whether it stands in for the stock shim.
+    if let Some(called_as) = env::args_os().next() {
+        command.arg0(called_as);
+    }
     command
         .args(["-namespace", &flags.namespace, "-id", &flags.id])
         .args(["-address", containerd, "-socket", address])

@@ -172,7 +172,12 @@ impl CreateOptions {
         if !file.is_absolute() {
             return Err(fail("it is no absolute path".to_owned()));
         }
-        let size = fs::metadata(file).map_err(|error| fail(error.to_string()))?.len();
+        let metadata = fs::metadata(file).map_err(|error| fail(error.to_string()))?;
+        // A device has no size and no end.
+        if !metadata.is_file() {
+            return Err(fail("it is no file".to_owned()));
+        }
+        let size = metadata.len();
         if size > MAX_CONFIG_BYTES {
             return Err(fail(format!(
                 "{size} bytes are too many, {MAX_CONFIG_BYTES} may be"

@@ -176,4 +176,5 @@ fn a_configuration_file_counts_in_place_of_the_body() {
     refused(generic("", "runc.toml", b""), "absolute");
     fs::write(&file, " ".repeat(100_000)).unwrap();
     refused(generic("", name, b""), "too many");
+    refused(generic("", "/dev/zero", b""), "it is no file");
 }

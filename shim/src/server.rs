@@ -1,11 +1,13 @@
 //! The shim server: serves its services on the socket that `start` has bound, until it is asked to end.
 
 use std::env;
+use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::sync::Arc;
 use std::{fs, panic};
 
@@ -23,6 +25,9 @@ use crate::bootstrap::READY;
 use crate::container::Shim;
 use crate::publisher::Publisher;
 use crate::{checkpoint, service};
+
+/// The name by which containerd calls the stock shim, and us where we stand in for it.
+const STOCK_NAME: &str = "containerd-shim-runc-v2";
 
 /// Threads for file operations that block; a shim has little of that.
 const MAX_BLOCKING_THREADS: usize = 4;
@@ -48,6 +53,7 @@ async fn run(flags: &Flags, listener: UnixListener) -> Result<()> {
     let events = env::var("TTRPC_ADDRESS").context("TTRPC_ADDRESS is not set")?;
     let shim = Arc::new(Shim {
         program: env::current_exe().context("find the shim's own binary")?,
+        drop_in: is_drop_in(env::args_os().next().as_deref()),
         namespace: flags.namespace.clone(),
         address: flags.socket.clone(),
         reaper: Reaper::start().context("start the exit dispatcher")?,
@@ -75,6 +81,10 @@ async fn run(flags: &Flags, listener: UnixListener) -> Result<()> {
     shim.publisher.drain().await;
     info!("shim {} of namespace {} ends", flags.id, flags.namespace);
     Ok(())
+}
+
+fn is_drop_in(called_as: Option<&OsStr>) -> bool {
+    called_as.and_then(|path| Path::new(path).file_name()) == Some(OsStr::new(STOCK_NAME))
 }
 
 /// A shim ends when containerd says so, not when the host's service manager signals its group.
@@ -124,5 +134,23 @@ fn start_log(debug: bool) {
             LevelFilter::Info
         });
         panic::set_hook(Box::new(|panic| log::error!("panic: {panic}")));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_name_it_is_called_by_says_whether_it_stands_in_for_the_stock_shim() {
+        for (name, stands_in) in [
+            ("/usr/local/lib/godwit/drop-in/containerd-shim-runc-v2", true),
+            ("containerd-shim-runc-v2", true),
+            ("/usr/local/bin/containerd-shim-godwit-v2", false),
+            ("/containerd-shim-runc-v2/x", false),
+        ] {
+            assert_eq!(is_drop_in(Some(OsStr::new(name))), stands_in, "{name}");
+        }
+        assert!(!is_drop_in(None));
     }
 }

@@ -35,6 +35,8 @@ pub(super) struct Identity {
     pub(super) namespace: String,
     /// The binary that CRIU and runC call back.
     pub(super) program: PathBuf,
+    /// Whether the engine has told what it means by a checkpoint without options: the shim stands in for the stock one.
+    pub(super) drop_in: bool,
     /// What the container's annotations say of checkpoints.
     pub(super) annotated: Layer,
     /// The CRIU configuration the container brought itself.
@@ -79,6 +81,7 @@ impl Identity {
         Ok(Self {
             namespace: shim.namespace.clone(),
             program: shim.program.clone(),
+            drop_in: shim.drop_in,
             annotated,
             own_criu_config: None,
             rootfs: bundle.root_path(&spec),
@@ -137,7 +140,7 @@ impl Identity {
         let host = Layer::from_host_file(HOST_FILE.as_ref()).map_err(failed("read the host's options"))?;
         // Docker cannot say what it means under a runtime name that is not its own. Its own default is to stop.
         let engine = Layer {
-            leave_running: Some(self.namespace != "moby"),
+            leave_running: Some(self.drop_in || self.namespace != "moby"),
             ..Layer::default()
         };
         Ok(CheckpointOptions::resolve(&[

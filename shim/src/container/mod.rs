@@ -40,6 +40,8 @@ pub(crate) struct Shim {
     pub(crate) registry: Registry,
     /// The binary that CRIU and runC call back.
     pub(crate) program: PathBuf,
+    /// It stands in for the stock shim, so that engines pass it every option.
+    pub(crate) drop_in: bool,
     /// Ends the shim.
     pub(crate) shutdown: CancellationToken,
 }

@@ -1,11 +1,12 @@
 //! `godwit`: the agent and the command line.
 //!
 //! Every command that concerns a container goes through the local API of the agent on this host; nothing here touches
-//! a container, an engine or a peer. What a command prints stands in the module of its name.
+//! a container, an engine or a peer, but `setup` changes an engine's configuration files. What a command prints stands in the module of its name.
 
 mod client;
 mod logger;
 mod migrate;
+mod setup;
 mod show;
 
 use std::path::PathBuf;
@@ -67,6 +68,8 @@ enum Command {
         #[command(flatten)]
         agent: AgentSocket,
     },
+    /// Make an engine of this host use Godwit, and undo that; restarts nothing.
+    Setup(setup::Order),
     /// Make and use the authority by which agents know each other.
     #[command(subcommand)]
     Ca(CaCommand),
@@ -115,6 +118,7 @@ fn main() -> ExitCode {
             agent,
         } => block_on(migrate::run(&agent.socket, container, host, json)),
         Command::Migrations { json, agent } => block_on(show::migrations(&agent.socket, json)),
+        Command::Setup(order) => setup::run(&order),
         Command::Ca(command) => run_ca(command).map(|()| ExitCode::SUCCESS),
     };
     outcome.unwrap_or_else(|error| {
