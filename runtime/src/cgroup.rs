@@ -69,6 +69,22 @@ impl Cgroup {
         self.controllers.get(name).map(|directory| Files(directory))
     }
 
+    #[cfg(test)]
+    pub(crate) fn controller_at(name: &str, directory: &Path) -> Self {
+        Self {
+            controllers: HashMap::from([(name.to_owned(), directory.to_owned())]),
+            unified: None,
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn unified_at(directory: &Path) -> Self {
+        Self {
+            controllers: HashMap::new(),
+            unified: Some(directory.to_owned()),
+        }
+    }
+
     /// The directory in the v2 hierarchy.
     pub fn unified(&self) -> Option<Files<'_>> {
         self.unified.as_deref().map(Files)
@@ -101,7 +117,12 @@ impl CgroupMount {
 #[derive(Clone, Copy, Debug)]
 pub struct Files<'a>(&'a Path);
 
-impl Files<'_> {
+impl<'a> Files<'a> {
+    /// Those of a directory.
+    pub fn at(directory: &'a Path) -> Self {
+        Self(directory)
+    }
+
     /// The directory.
     pub fn path(&self) -> &Path {
         self.0
