@@ -142,15 +142,6 @@ impl<'a> Files<'a> {
     pub fn table(&self, name: &str) -> Option<HashMap<String, u64>> {
         Some(parse_table(&self.text(name)?))
     }
-
-    /// The names of the files in the directory that start and end so.
-    pub fn names_between(&self, start: &str, end: &str) -> Vec<String> {
-        let entries = fs::read_dir(self.0).into_iter().flatten().flatten();
-        let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
-        names
-            .filter_map(|name| Some(name.strip_prefix(start)?.strip_suffix(end)?.to_owned()))
-            .collect()
-    }
 }
 
 fn parse_number(text: &str) -> Option<u64> {
