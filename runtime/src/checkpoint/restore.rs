@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use oci_spec::runtime::Spec;
 
+use super::mapped::Opened;
 use super::reports::{Reporter, Reports};
 use super::{CheckpointError, Clock, Site, Step, add_gate, furnish, write_criu_config};
 use crate::control::write_atomically;
@@ -53,6 +54,8 @@ pub struct Restore {
     gate: Option<Reporter>,
     call: Pin<Box<dyn Future<Output = Result<(), RuncError>> + Send>>,
     clock: Clock,
+    /// The image, readable to the container's root while it is restored.
+    _opened: Option<Opened>,
 }
 
 impl Restore {
@@ -101,6 +104,7 @@ impl Restore {
             write_atomically(&site.control.join(name), &json).map_err(unready)?;
         }
         add_gate(&site.bundle, &site.control).map_err(unready)?;
+        let opened = Opened::to_root_of(&spec, &request.image_dir).map_err(unready)?;
         let reports = Reports::listen(&site.control).map_err(unready)?;
         let options = &request.options;
         let call = site
@@ -135,6 +139,7 @@ impl Restore {
             gate: None,
             call,
             clock: Clock::start(),
+            _opened: opened,
         })
     }
 
