@@ -6,7 +6,7 @@ CARGO_DENY := $(firstword $(wildcard $(HOME)/.cargo/bin/cargo-deny) $(TOOLS)/bin
 # What the tests are given besides: `make test TESTS=test_shim`, `make test TESTS="--runtime io.containerd.runc.v2"`.
 TESTS ?=
 
-.PHONY: help setup build lint test demo lab lab-down lab-status
+.PHONY: help setup build lint test test-all demo lab lab-down lab-status
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name what; do \
@@ -30,6 +30,9 @@ $(TOOLS)/bin/cargo-deny:
 
 test: build ## run the unit tests and the end-to-end tests in a lab of their own
 	integration/run-tests --unit $(TESTS)
+
+test-all: build ## the same on both bases, forky and trixie, with the tests that take long
+	GODWIT_TEST_SLOW=1 integration/run-tests --unit --base forky --base trixie $(TESTS)
 
 demo: build ## move a Redis under load from one host to another, and check
 	integration/demo

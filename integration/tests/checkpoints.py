@@ -1,7 +1,8 @@
 """What the checkpoint tests share: a server that shows what survives, connections to it, and traces that must not be left.
 
 The server is one Python process. It answers each HTTP request, on connections that stay open, with the number of requests
-so far: a number that lives in its memory only. It also writes a growing number to its standard output.
+so far: a number that lives in its memory only. It also writes a growing number to its standard output. On a host whose
+CRIU cannot dump network sockets it listens at a file of its container.
 """
 
 import ctypes
@@ -14,17 +15,27 @@ from concurrent.futures import ThreadPoolExecutor
 
 from lab import links
 from lab.commands import wait_until
+from lab.hosts import Host
+from tests.capabilities import why_no_sockets
 from tests.support import SOON_SECONDS, EngineTest
 
 # An answer takes milliseconds; a packet lost while an address was away is sent again within seconds.
 ANSWER_SECONDS = 10.0
 CLONE_NEWNET = 0x40000000
+SERVER_FILE = "/server.sock"
 
 SERVER = r"""
-import select, signal, socket, sys, time
+import os, select, signal, socket, sys, time
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-listener = socket.create_server(("", 80))
+if file := os.environ.get("SERVER_FILE"):
+    if os.path.exists(file):
+        os.unlink(file)
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(file)
+    listener.listen()
+else:
+    listener = socket.create_server(("", 80))
 connections, n_served, n_ticks, tick_at = [], 0, 0, 0.0
 held = []
 while True:
@@ -50,10 +61,12 @@ while True:
                 giver.connect("/shared/giver.sock")
                 held = socket.recv_fds(giver, 16, 1)[1]
         if b" /drop " in request:
-            import os
             [os.close(descriptor) for descriptor in held]
         body = str(n_served).encode()
         one.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+        if file:
+            connections.remove(one)
+            one.close()
 """
 
 
@@ -83,6 +96,46 @@ class Link:
         return int(answer.rpartition(b"\r\n")[2])
 
 
+class LocalLink(Link):
+    """Requests to a server at a file of its container, each on a connection of its own: CRIU dumps none to the outside."""
+
+    def __init__(self, host: Host, container: str) -> None:
+        self._host, self._container = host, container
+        self._find()
+        self._socket.shutdown(socket.SHUT_WR)
+        self._end()
+
+    def ask(self, path: str = "/") -> int:
+        """Sends one request; how many the server has answered."""
+        if not self._connects():
+            self._find()
+        answer = super().ask(path)
+        self._end()
+        return answer
+
+    def _find(self) -> None:
+        """Connects to the server's process, which is another after each start."""
+        pid = self._host.run("docker", "inspect", "--format", "{{.State.Pid}}", self._container).stdout.strip()
+        self._path = str(self._host.path(f"/proc/{pid}/root{SERVER_FILE}"))
+        wait_until(f"{self._container} to listen", self._connects, SOON_SECONDS)
+
+    def _connects(self) -> bool:
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.settimeout(ANSWER_SECONDS)
+        try:
+            self._socket.connect(self._path)
+        except OSError:
+            self._socket.close()
+            return False
+        return True
+
+    def _end(self) -> None:
+        """Returns when the server holds the connection no more."""
+        while self._socket.recv(4096):
+            pass
+        self._socket.close()
+
+
 def connect(place: str, address: str, port: int) -> socket.socket:
     """A TCP connection from a place of the lab. The calling thread is in that place's network from then on."""
     namespace = os.open(links.namespace_path(place), os.O_RDONLY)
@@ -99,10 +152,21 @@ class CheckpointTest(EngineTest):
 
     def serve(self, *options: str, command: tuple[str, ...] = ("python3", "-c", SERVER)) -> str:
         """Starts the server's container."""
-        return self.start("python:3", *command, options=options)
+        place = ("--env", f"SERVER_FILE={SERVER_FILE}") if why_no_sockets(self.ha) else ()
+        return self.start("python:3", *command, options=(*place, *options))
 
-    def link(self, place: str, address: str, port: int = 80) -> Link:
-        """A connection to a server that comes up or is up; it ends with the test."""
+    def talk(self, name: str) -> Link:
+        """A way to the server in a container, by its network where a dump allows that; it ends with the test."""
+        if not why_no_sockets(self.ha):
+            return self.link("ha", self.address(name))
+        link = LocalLink(self.ha, name)
+        self.addCleanup(link.__exit__)
+        return link
+
+    def link(self, place: str, address: str, port: int = 80, *, dumped: bool = True) -> Link:
+        """A connection to a server that comes up or is up; it ends with the test, which is skipped where it cannot be dumped."""
+        if dumped:
+            self.needs_sockets()
         links_made: list[Link] = []
 
         def connect() -> bool:

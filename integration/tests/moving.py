@@ -16,6 +16,7 @@ from lab.commands import run
 from lab.hosts import Host
 from lab.layout import WIRE, qualified
 from lab.load import LoadClient
+from tests.capabilities import version
 from tests.support import EngineTest
 
 ADDRESS = "10.77.0.70"
@@ -100,6 +101,11 @@ class MoveTest(EngineTest):
     def setUp(self) -> None:
         super().setUp()
         self.hosts = (self.ha, self.hb)
+
+    def needs_moves(self) -> None:
+        """Skips the test where every container is refused."""
+        if version(self.ha, "criu") < (4, 2):
+            self.skipTest("a move needs CRIU 4.2 or newer")
 
     # -- containers ----------------------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from lab import images
 from lab.commands import wait_until
 from lab.hosts import Host, client_command
+from tests.capabilities import why_no_sockets
 
 RUNTIME = os.environ.get("GODWIT_TEST_RUNTIME", "io.containerd.godwit.v2")
 STOCK_RUNTIME = "io.containerd.runc.v2"
@@ -66,6 +67,11 @@ class EngineTest(unittest.TestCase):
         """A container's log so far, both streams."""
         done = self.docker("logs", name, host=host)
         return done.stdout + done.stderr
+
+    def needs_sockets(self) -> None:
+        """Skips the test where CRIU cannot dump network sockets."""
+        if why := why_no_sockets(self.ha):
+            self.skipTest(why)
 
     def soon(self, what: str, condition: Callable[[], bool]) -> None:
         """Waits for something that must become true."""

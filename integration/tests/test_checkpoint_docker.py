@@ -13,6 +13,7 @@ class Restored(CheckpointTest):
     """A container on Docker's default bridge, with a published port."""
 
     def test_a_web_server_goes_on_with_its_network_connections_and_log(self) -> None:
+        self.needs_sockets()
         name = self.serve("--publish", "8080:80")
         published = self.link("client", self.ha.address, 8080)
         direct = self.link("ha", self.address(name))
@@ -35,7 +36,7 @@ class Restored(CheckpointTest):
 
     def test_docker_knows_the_real_pid_and_can_exec_and_stop(self) -> None:
         name = self.serve()
-        self.link("ha", self.address(name)).ask()
+        self.talk(name).ask()
         self.checkpoint(name)
         self.restore(name)
         pid = self.inspect(name, "{{.State.Pid}}")
@@ -47,8 +48,8 @@ class Restored(CheckpointTest):
         self.soon("the control directory's removal", lambda: not self.tasks())
 
     def test_a_restored_container_can_be_checkpointed_again(self) -> None:
-        name = self.serve("--publish", "8080:80")
-        link = self.link("client", self.ha.address, 8080)
+        name = self.serve()
+        link = self.talk(name)
         for n_round in (1, 2, 3):
             self.assertEqual(2 * n_round - 1, link.ask())
             self.assertEqual(2 * n_round, link.ask())
@@ -58,26 +59,26 @@ class Restored(CheckpointTest):
         self.assert_no_trace(name)
 
     def test_one_image_restores_more_than_once(self) -> None:
-        name = self.serve("--publish", "8080:80")
-        self.assertEqual(1, self.link("client", self.ha.address, 8080).ask())
+        name = self.serve()
+        self.assertEqual(1, self.talk(name).ask())
         self.checkpoint(name)
         for _ in range(2):
             self.restore(name)
-            self.assertEqual(2, self.link("client", self.ha.address, 8080).ask())
+            self.assertEqual(2, self.talk(name).ask())
             self.docker("kill", name)
 
     def test_a_restart_policy_and_a_plain_start_still_work(self) -> None:
-        name = self.serve("--publish", "8080:80", "--restart", "on-failure")
-        self.assertEqual(1, self.link("client", self.ha.address, 8080).ask())
+        name = self.serve("--restart", "on-failure")
+        self.assertEqual(1, self.talk(name).ask())
         self.checkpoint(name)
         self.soon("the container to be back", lambda: self.status(name) in ("exited", "running"))
         self.docker("stop", name)
         self.restore(name)
-        self.assertEqual(2, self.link("client", self.ha.address, 8080).ask())
+        self.assertEqual(2, self.talk(name).ask())
         pid = self.inspect(name, "{{.State.Pid}}")
         self.ha.run("kill", "-9", pid)
         self.soon("its restart", lambda: self.inspect(name, "{{.State.Pid}}") not in (pid, "0"))
-        self.assertEqual(1, self.link("client", self.ha.address, 8080).ask(), "it was started afresh")
+        self.assertEqual(1, self.talk(name).ask(), "it was started afresh")
 
     def test_a_shell_on_a_terminal_goes_on(self) -> None:
         name = self.start("busybox", "sh", options=("--tty", "--interactive"))
@@ -97,6 +98,7 @@ class Networks(CheckpointTest):
     """Each kind of network."""
 
     def survives(self, place: str, address: str, *options: str, command: tuple[str, ...] = ("python3", "-c", SERVER)) -> None:
+        self.needs_sockets()
         name = self.serve(*options, command=command)
         link = self.link(place, address)
         self.assertEqual(1, link.ask())
@@ -144,7 +146,7 @@ class Options(CheckpointTest):
 
     def test_leave_running_leaves_it_running(self) -> None:
         name = self.serve("--annotation", f"{LEAVE_RUNNING}=true")
-        link = self.link("ha", self.address(name))
+        link = self.talk(name)
         link.ask()
         pid = self.inspect(name, "{{.State.Pid}}")
         since = str(time.time())
@@ -158,20 +160,21 @@ class Options(CheckpointTest):
 
     def test_a_checkpoint_of_a_container_that_ran_on_restores_the_past(self) -> None:
         name = self.serve("--annotation", f"{LEAVE_RUNNING}=true", "--annotation", f"{TCP}=close")
-        self.assertEqual(1, self.link("ha", self.address(name)).ask())
+        self.assertEqual(1, self.talk(name).ask())
         self.checkpoint(name)
-        self.assertEqual(2, self.link("ha", self.address(name)).ask())
+        self.assertEqual(2, self.talk(name).ask())
         self.docker("kill", name)
         self.restore(name)
-        self.assertEqual(2, self.link("ha", self.address(name)).ask())
+        self.assertEqual(2, self.talk(name).ask())
 
     def test_tcp_close_closes_connections_and_keeps_the_listener(self) -> None:
+        self.needs_sockets()
         name = self.serve("--annotation", f"{TCP}=close")
-        link = self.link("ha", self.address(name))
+        link = self.talk(name)
         self.assertEqual(1, link.ask())
         self.checkpoint(name)
         self.restore(name)
-        self.assertEqual(2, self.link("ha", self.address(name)).ask())
+        self.assertEqual(2, self.talk(name).ask())
         with self.assertRaises(OSError):
             link.ask()
 
@@ -179,7 +182,7 @@ class Options(CheckpointTest):
         self.set_host_file("[checkpoint]\nleave-running = true\n")
         silent, other = self.serve(), self.serve("--annotation", f"{LEAVE_RUNNING}=false")
         for name in (silent, other):
-            self.link("ha", self.address(name))
+            self.talk(name)
             self.checkpoint(name)
         self.assertEqual(("running", "exited"), (self.status(silent), self.status(other)))
 
@@ -196,7 +199,7 @@ class Options(CheckpointTest):
     def test_a_misspelt_key_of_the_hosts_file_fails_the_checkpoint_and_is_named(self) -> None:
         self.set_host_file("[checkpoint]\nleave_running = true\n")
         name = self.serve()
-        link = self.link("ha", self.address(name))
+        link = self.talk(name)
         error = self.failed_checkpoint(name)
         self.assertIn("/etc/godwit/shim.toml", error)
         self.assertIn("leave_running", error)

@@ -6,6 +6,7 @@ import tempfile
 import threading
 from pathlib import Path
 
+from tests.capabilities import why_no_sockets
 from tests.checkpoints import SERVER, CheckpointTest, Link
 
 # The shell starts the first process and ends as the server; it reads the ids of those to end from a file.
@@ -59,7 +60,7 @@ class FailedDumps(CheckpointTest):
             self.ha.install(Path(directory, "ring"), "/opt/ring", 0o755)
         name = self.serve("--volume", "/opt/ring:/ring:ro", "--security-opt", "seccomp=unconfined",
                           command=(*BESIDE, "/ring"))  # fmt: skip
-        link = self.link("ha", self.address(name))
+        link = self.talk(name)
         self.assertEqual(1, link.ask())
         error = self.failed_checkpoint(name)
         self.assertIn("io_uring", error)
@@ -69,13 +70,24 @@ class FailedDumps(CheckpointTest):
         self.docker("exec", name, "sh", "-c", "read pid </tmp/beside; kill $pid")
         self.assert_checkpoints(name, link)
 
+    def test_a_network_socket_where_criu_can_dump_none(self) -> None:
+        if not why_no_sockets(self.ha):
+            self.skipTest("this host's CRIU can dump network sockets")
+        name = self.serve("--env", "SERVER_FILE=")
+        link = self.link("ha", self.address(name), dumped=False)
+        self.assertEqual(1, link.ask())
+        error = self.failed_checkpoint(name)
+        self.assertIn("cannot dump network sockets", error)
+        self.assertIn("install CRIU 4.2 or later", error)
+        self.assert_runs_on(name, link)
+
     def test_a_file_from_outside_the_containers_mounts(self) -> None:
         self.addCleanup(self.ha.run, "rm", "-rf", "/run/giver", "/run/outside")
         giver = subprocess.Popen(self.ha.command(["python3", "-c", GIVER]), stdout=subprocess.PIPE, text=True)
         self.addCleanup(self.end, giver)
         self.assertEqual("up\n", giver.stdout.readline())
         name = self.serve("--volume", "/run/giver:/shared")
-        link = self.link("ha", self.address(name))
+        link = self.talk(name)
         link.ask("/hold")
         error = self.failed_checkpoint(name)
         self.assertIn("outside the container's mounts", error)
@@ -91,7 +103,7 @@ class FailedDumps(CheckpointTest):
 
     def test_a_process_of_exec(self) -> None:
         name = self.serve()
-        link = self.link("ha", self.address(name))
+        link = self.talk(name)
         self.docker("exec", "--detach", name, "sh", "-c",
                     "echo $$ >/tmp/session; exec python3 -c 'import time; time.sleep(1000)'")  # fmt: skip
         is_there = ("exec", name, "sh", "-c", "test -s /tmp/session")
@@ -107,7 +119,7 @@ class FailedDumps(CheckpointTest):
 
     def test_no_room_for_the_image(self) -> None:
         name = self.serve()
-        link = self.link("ha", self.address(name))
+        link = self.talk(name)
         self.ha.run("mount", "-t", "tmpfs", "-o", "size=256k", "small", "/tmp")  # where containerd has images written
         with contextlib.ExitStack() as small:
             small.callback(self.ha.run, "umount", "/tmp")
@@ -118,7 +130,7 @@ class FailedDumps(CheckpointTest):
 
     def test_requests_are_answered_while_dumps_fail(self) -> None:
         name = self.serve("--annotation", "org.criu.config=/run/no-such-file")
-        link = self.link("ha", self.address(name))
+        link = self.talk(name)
         n_first, errors, stop = link.ask(), [], threading.Event()
 
         def ask() -> None:
@@ -146,7 +158,7 @@ class FailedRestores(CheckpointTest):
 
     def checkpointed(self, *options: str) -> str:
         name = self.serve(*options)
-        self.link("ha", self.address(name)).ask()
+        self.talk(name).ask()
         self.checkpoint(name)
         return name
 
@@ -160,7 +172,7 @@ class FailedRestores(CheckpointTest):
         self.assertNotIn(container_id, self.ha.run("cat", "/proc/self/mountinfo").stdout)
         self.assertEqual("", self.ha.run("sh", "-c", f"find /sys/fs/cgroup -name '*{container_id}*'").stdout)
         self.docker("start", name)
-        self.assertEqual(1, self.link("ha", self.address(name)).ask())
+        self.assertEqual(1, self.talk(name).ask())
 
     def images(self, name: str) -> Path:
         return self.ha.path(f"/var/lib/docker/containers/{self.inspect(name, '{{.Id}}')}/checkpoints/c1")
@@ -197,6 +209,7 @@ class FailedRestores(CheckpointTest):
         self.assert_nothing_left(name)
 
     def test_an_address_that_is_another_now(self) -> None:
+        self.needs_sockets()
         name = self.checkpointed()
         other = self.serve()  # takes the address which is free now
         error = self.restore(name, check=False).stderr
@@ -205,4 +218,4 @@ class FailedRestores(CheckpointTest):
         self.assert_nothing_left(name)
         self.docker("kill", name)
         self.restore(name)
-        self.assertEqual(2, self.link("ha", self.address(name)).ask())
+        self.assertEqual(2, self.talk(name).ask())

@@ -59,11 +59,11 @@ class Hosts(EngineTest):
                 self.addCleanup(self.docker, "image", "rm", "redis:8", host=host)
             name = self.start("redis:8", options=("--network", "lan", "--ip", "10.77.0.60"), host=host)
             self.soon("redis", lambda: self._pings(host, name))
+            self.at_clients("ip", "neigh", "flush", "to", "10.77.0.60")  # Docker 28 tells the others itself, 26 does not
             with LoadClient("10.77.0.60") as client:
-                time.sleep(0.3)
+                self.soon("the load", lambda: client.mark()["acknowledged"] > 100)
                 account = client.finish()
             self.assertEqual((0, "kept"), (account["lost"], account["connection"]))
-            self.assertGreater(account["acknowledged"], 100)
             self.docker("rm", "--force", name, host=host)
 
     def _pings(self, host, name: str) -> bool:

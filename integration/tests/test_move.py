@@ -41,6 +41,7 @@ class Everything(MoveTest):
     """A Redis with a history moves to and fro, under load on one connection."""
 
     def test_a_move_carries_all_of_a_container_and_so_do_the_next_two(self) -> None:
+        self.needs_moves()
         self.docker("image", "rm", "--force", "redis:8", host=self.hb, check=False)
         name = self.start_redis(*LABELS)
         image = self.inspect(name, "{{.Image}}")
@@ -172,6 +173,7 @@ with socket.create_connection(("{host.address}", 8090), timeout=5) as server:
         return process
 
     def test_a_container_on_the_default_bridge_moves_without_connections_and_gets_a_new_address(self) -> None:
+        self.needs_moves()
         name = self.start_echo()
         process = self.client_of(self.ha)
         process.communicate(b"\n")
@@ -195,6 +197,7 @@ with socket.create_connection(("{host.address}", 8090), timeout=5) as server:
         self.assertIsNone(process.poll())
 
     def test_an_established_connection_is_closed_when_the_container_says_so(self) -> None:
+        self.needs_moves()
         name = self.start_echo("--annotation", "io.godwit.checkpoint.tcp=close")
         self.client_of(self.ha)
         self.move(name)

@@ -25,6 +25,7 @@ class Fault(MoveTest):
 
     def setUp(self) -> None:
         super().setUp()
+        self.needs_moves()
         if self.docker("image", "inspect", "redis:8", host=self.hb, check=False).returncode != 0:
             import_image(self.hb, "redis")  # what is slowed and counted is the container, not its image
         self.name = self.start_redis("--restart", "always", command=FORGETFUL_REDIS)

@@ -83,6 +83,7 @@ class Refusals(MoveTest):
         return context
 
     def test_no_agent_here(self) -> None:
+        self.needs_moves()
         name = self.start_forever()
         self.kill_agent(self.ha)
         self.refused(name, NO_AGENT, "agent", "/run/godwit/agent.sock")
@@ -146,6 +147,7 @@ class Refusals(MoveTest):
         self.untouched(self.start_forever("--volume", "data:/d"), REFUSED, "volumes are not moved yet: data at /d")
 
     def test_a_second_move_of_the_same_container_while_the_first_is_under_way(self) -> None:
+        self.needs_moves()
         name = self.start_redis(command=FORGETFUL_REDIS)
         self.fill(16 << 20)
         self.slow_link(80)

@@ -16,6 +16,7 @@ from typing import TypeVar
 from lab.commands import wait_until
 from lab.hosts import Host
 from lab.layout import REPOSITORY
+from tests.capabilities import why_no_sockets
 from tests.checkpoints import CheckpointTest
 from tests.support import SOON_SECONDS
 from tests.wire import Http, Memcached, Postgres, Redis, Wire, until_connected
@@ -109,6 +110,8 @@ class ProgramTest(CheckpointTest):
     def setUp(self) -> None:
         super().setUp()
         self.wires: list[Wire] = []
+        if why_not := why_no_sockets(self.ha):
+            self.skipTest(why_not)
 
     def connect(self, kind: type[AnyWire], name: str, port: int, seconds: float = SOON_SECONDS) -> AnyWire:
         """A connection to a program that comes up or is up; it ends with the test."""

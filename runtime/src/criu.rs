@@ -14,6 +14,9 @@ use crate::options::{CheckpointOptions, Tcp};
 /// The OCI annotation by which runC finds a CRIU configuration file.
 pub const CONFIG_ANNOTATION: &str = "org.criu.config";
 
+/// The environment variable by which CRIU finds another, which it reads before runC's options come; those win.
+pub const CONFIG_VARIABLE: &str = "CRIU_CONFIG_FILE";
+
 /// CRIU's log of a dump and of a restore, in its work path.
 pub const DUMP_LOG: &str = "dump.log";
 /// See [`DUMP_LOG`].
@@ -31,20 +34,26 @@ pub fn config(options: &CheckpointOptions, hold: &Path, extra: &str) -> String {
         Tcp::Established => "tcp-established",
         Tcp::Close => "tcp-close",
     });
-    // nft's one transaction is an order of magnitude quicker than iptables' several programs.
-    line(&format!(
-        "network-lock {}",
-        if find_program("nft").is_some() {
-            "nftables"
-        } else {
-            "iptables"
-        }
-    ));
+    // CRIU would carry the cgroups' settings along; they are the engine's, and differ between hosts. runC's own option
+    // takes this value from 1.2 on only.
+    line("manage-cgroups=ignore");
     line(&format!("ghost-limit {}", options.ghost_limit_bytes));
     line("link-remap");
     line(&format!("action-script {}", hold.display()));
     text.push_str(extra);
     text
+}
+
+/// Text of the file that [`CONFIG_VARIABLE`] names for a dump; a restore goes by what the image says.
+///
+/// CRIU 4.1 ends by a segmentation fault when the other file holds this option.
+pub fn early_config() -> &'static str {
+    // nft's one transaction is an order of magnitude quicker than iptables' several programs.
+    if find_program("nft").is_some() {
+        "network-lock nftables\n"
+    } else {
+        "network-lock iptables\n"
+    }
 }
 
 /// Looks for a program as the shell would.
@@ -80,6 +89,11 @@ const NOISE: &[&str] = &[
 
 /// Words of a cause and the way out of it.
 const REMEDIES: &[(&str, &str)] = &[
+    // 1:16 is SO_PASSCRED of SOL_SOCKET.
+    (
+        "Can't get 1:16 opt",
+        "this CRIU cannot dump network sockets on Linux 6.16 and later: install CRIU 4.2 or later",
+    ),
     (
         "io_uring",
         "the program uses io_uring, which CRIU cannot dump: switch it off in the program's configuration",

@@ -4,8 +4,9 @@
 //! store as well as through a move. An image without one was made by another shim and is restored by defaults.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, DirBuilder};
 use std::io;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -89,8 +90,14 @@ impl Manifest {
         })
     }
 
-    /// Writes it into an image directory.
+    /// Writes it into an image directory, which it makes if there is none, as runC does.
     pub fn write(&self, image_dir: &Path) -> io::Result<()> {
+        if let Err(error) = DirBuilder::new().mode(0o700).create(image_dir)
+            && error.kind() != io::ErrorKind::AlreadyExists
+        {
+            let made = format!("make the image's directory {}: {error}", image_dir.display());
+            return Err(io::Error::new(error.kind(), made));
+        }
         write_atomically(&image_dir.join(MANIFEST), &serde_json::to_vec_pretty(self)?)
     }
 

@@ -9,6 +9,7 @@ pub mod console;
 pub mod control;
 pub mod criu;
 pub mod delta;
+pub mod descriptor;
 pub mod freezer;
 pub mod gate;
 pub mod hold;

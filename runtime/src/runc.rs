@@ -305,6 +305,13 @@ impl Call {
         if set { self.arg(name) } else { self }
     }
 
+    /// Sets an environment variable, which runC passes on to CRIU.
+    #[must_use]
+    pub fn variable(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
+        self.command.env(name, value);
+        self
+    }
+
     /// Gives runC the standard streams that the container's process shall have.
     #[must_use]
     pub fn streams(mut self, streams: Streams) -> Self {

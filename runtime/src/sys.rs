@@ -1,8 +1,11 @@
 //! The calls into the C library that no safe wrapper covers. The only module of this crate with `unsafe`.
 #![allow(unsafe_code)]
 
+use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 
 use nix::libc;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
@@ -88,6 +91,53 @@ pub(crate) fn watch_readable<T: AsRawFd>(source: T) -> io::Result<AsyncFd<T>> {
     // SAFETY: the callers pass an EventFd or an Inotify, which own their descriptor and keep it open, and the
     // same, until they are dropped with the registration.
     unsafe { AsyncFd::register_with_interest(source, Interest::READABLE) }.map_err(io::Error::from)
+}
+
+/// Registers a pipe, fifo or terminal with tokio, to be read and written.
+pub(crate) fn watch_both(file: File) -> io::Result<AsyncFd<File>> {
+    // SAFETY: a File owns its descriptor and keeps it open, and the same, until it is dropped with the registration;
+    // nobody gets at it mutably.
+    unsafe { AsyncFd::register(file) }.map_err(io::Error::from)
+}
+
+/// Bytes that wait in a pipe, seen from either end.
+pub(crate) fn unread_bytes(pipe: impl AsFd) -> io::Result<usize> {
+    let mut n_bytes: libc::c_int = 0;
+    // SAFETY: FIONREAD writes one int through the pointer, which is valid for the call.
+    if unsafe { libc::ioctl(pipe.as_fd().as_raw_fd(), libc::FIONREAD, &raw mut n_bytes) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(usize::try_from(n_bytes).unwrap_or_default())
+}
+
+/// Duplicates a descriptor to a number not below `floor`; a child does not inherit it.
+pub(crate) fn duplicate_above(descriptor: BorrowedFd<'_>, floor: RawFd) -> io::Result<OwnedFd> {
+    let duplicate = nix::fcntl::fcntl(descriptor, nix::fcntl::FcntlArg::F_DUPFD_CLOEXEC(floor))?;
+    // SAFETY: the kernel has just made it for this call, so nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(duplicate) })
+}
+
+/// Makes the child have `sources` as descriptors `first` and following; none may have one of these numbers. What
+/// `kept` holds stays open until the command is dropped.
+pub(crate) fn renumber_in_child(
+    command: &mut Command,
+    first: RawFd,
+    sources: Vec<OwnedFd>,
+    kept: Vec<OwnedFd>,
+) {
+    let renumber = move || {
+        let _ = &kept;
+        for (target, source) in (first..).zip(&sources) {
+            // SAFETY: dup2 takes no pointers and is allowed between fork and exec. What it closes in the child is
+            // nobody's there: the child only execs.
+            if unsafe { libc::dup2(source.as_raw_fd(), target) } < 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        Ok(())
+    };
+    // SAFETY: the closure calls dup2 only and allocates nothing.
+    unsafe { command.pre_exec(renumber) };
 }
 
 #[cfg(test)]

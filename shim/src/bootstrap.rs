@@ -24,7 +24,7 @@ use containerd_shim::{Flags, cgroup, socket_address};
 use godwit_runtime::bundle::Bundle;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::options;
+use crate::create_options::CreateOptions;
 
 /// What the server writes to its stdout when it serves.
 pub(crate) const READY: u8 = b'+';
@@ -115,7 +115,7 @@ pub(crate) fn start(flags: &Flags) -> Result<()> {
     };
     let path = Path::new(address.trim_start_matches("unix://"));
     if !serves(path) {
-        let shim_cgroup = options::decode(options.as_ref())?.shim_cgroup;
+        let shim_cgroup = CreateOptions::decode(options.as_ref())?.shim_cgroup;
         launch(flags, &bundle, &address, &containerd, &events, &shim_cgroup).inspect_err(|_| {
             let _ = fs::remove_file(path);
         })?;

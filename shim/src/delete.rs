@@ -9,14 +9,14 @@ use std::time::SystemTime;
 
 use anyhow::{Context, Result};
 use containerd_shim::Flags;
-use containerd_shim::api::{DeleteResponse, Options};
+use containerd_shim::api::DeleteResponse;
 use containerd_shim::protos::protobuf::Message;
 use godwit_runtime::bundle::{Bundle, ExitRecord};
 use godwit_runtime::control::ControlDir;
 use godwit_runtime::reaper::Reaper;
 use godwit_runtime::runc::Runc;
 
-use crate::options::runc_settings;
+use crate::create_options::CreateOptions;
 use crate::publisher::timestamp;
 use crate::rootfs;
 
@@ -30,7 +30,7 @@ pub(crate) fn delete(flags: &Flags) -> Result<()> {
     });
     let settings = bundle
         .runc_settings()
-        .unwrap_or_else(|| runc_settings(&Options::default(), &flags.namespace));
+        .unwrap_or_else(|| CreateOptions::default().runc_settings(&flags.namespace));
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

@@ -5,6 +5,7 @@
 mod bootstrap;
 mod checkpoint;
 mod container;
+mod create_options;
 mod delete;
 mod error;
 mod info;
@@ -44,7 +45,7 @@ fn dispatch(arguments: &[OsString]) -> Result<()> {
         Some(gate::NAME) => gate::main(called_as).context("the gate"),
         Some(hold::NAME) => hold::main(called_as).context("the holder"),
         Some(hold::THAWER_NAME) => thaw(called_as, arguments.get(1)),
-        _ => shim(arguments.get(1..).unwrap_or_default()),
+        _ => shim(called_as, arguments.get(1..).unwrap_or_default()),
     }
 }
 
@@ -55,13 +56,13 @@ fn thaw(called_as: &Path, criu: Option<&OsString>) -> Result<()> {
     hold::thawer_main(called_as, criu).context("the thawer")
 }
 
-fn shim(arguments: &[OsString]) -> Result<()> {
+fn shim(called_as: &Path, arguments: &[OsString]) -> Result<()> {
     let flags = containerd_shim::parse(arguments)?;
     if flags.version {
-        return info::version();
+        return info::version(called_as);
     }
     if flags.info {
-        return info::info();
+        return info::info(called_as);
     }
     match flags.action.as_str() {
         "start" => bootstrap::start(&flags),

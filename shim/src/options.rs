@@ -1,22 +1,19 @@
-//! The runtime options an engine sends along, in the three types that are about.
+//! What a request for a checkpoint says, in the two types that are about.
 //!
-//! containerd and Docker send `containerd.runc.v1.Options` to the stock shim's name; containerd 1.7's client sends
-//! `containerd.linux.runc.CreateOptions` to any other; `runtimeoptions.v1.Options` is the generic wrapper. Unknown
-//! types are refused, because ignoring them would run a container otherwise than was asked.
+//! containerd and Docker send `containerd.runc.v1.CheckpointOptions` to the stock shim's name, containerd 1.7's client
+//! `containerd.linux.runc.CheckpointOptions` to any other.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use containerd_shim::api::CheckpointTaskRequest;
-use containerd_shim::protos::protobuf::well_known_types::any::Any;
-use containerd_shim::protos::protobuf::{CodedInputStream, Message};
-use containerd_shim::protos::shim::oci::{CheckpointOptions, Options};
+use containerd_shim::protos::protobuf::Message;
+use containerd_shim::protos::shim::oci::CheckpointOptions;
 use godwit_runtime::options::{Layer, Tcp};
-use godwit_runtime::runc::RuncSettings;
 
 use crate::error::ShimError;
 
-/// Where runC's state lies if the options name no other place.
-const RUNC_ROOT: &str = "/run/containerd/runc";
+const RUNC_TYPE: &str = "containerd.runc.v1.CheckpointOptions";
+const LEGACY_TYPE: &str = "containerd.linux.runc.CheckpointOptions";
 
 /// A checkpoint by the task API.
 #[derive(Clone, Debug)]
@@ -27,42 +24,6 @@ pub(crate) struct CheckpointOrder {
     pub(crate) work_dir: Option<PathBuf>,
     /// What the request asks for.
     pub(crate) layer: Layer,
-}
-
-/// Decodes the options of a request; none are the defaults.
-pub(crate) fn decode(options: Option<&Any>) -> Result<Options, ShimError> {
-    let Some(options) = options.filter(|options| !options.type_url.is_empty()) else {
-        return Ok(Options::default());
-    };
-    let name = options.type_url.rsplit('/').next().unwrap_or_default();
-    let decoded = match name {
-        "containerd.runc.v1.Options" => Options::parse_from_bytes(&options.value),
-        "containerd.linux.runc.CreateOptions" => decode_legacy(&options.value),
-        "runtimeoptions.v1.Options" if options.value.is_empty() => Ok(Options::default()),
-        "runtimeoptions.v1.Options" => return decode_generic(&options.value),
-        _ => {
-            return Err(ShimError::InvalidArgument(format!(
-                "options of type {name} are not known"
-            )));
-        }
-    };
-    decoded.map_err(|error| ShimError::InvalidArgument(format!("options of type {name}: {error}")))
-}
-
-/// How runC is called under these options for a container of `namespace`.
-pub(crate) fn runc_settings(options: &Options, namespace: &str) -> RuncSettings {
-    let or = |value: &str, default: &str| {
-        if value.is_empty() {
-            default.to_owned()
-        } else {
-            value.to_owned()
-        }
-    };
-    RuncSettings {
-        binary: or(&options.binary_name, "runc").into(),
-        root: Path::new(&or(&options.root, RUNC_ROOT)).join(namespace),
-        systemd_cgroup: options.systemd_cgroup,
-    }
 }
 
 /// What a checkpoint request asks for, by its path and its options.
@@ -82,17 +43,17 @@ pub(crate) fn checkpoint_order(request: &CheckpointTaskRequest) -> Result<Checkp
         return Ok(order);
     };
     let name = any.type_url.rsplit('/').next().unwrap_or_default();
-    // The legacy message has the same fields under the same numbers, up to the work path.
-    if !matches!(
-        name,
-        "containerd.runc.v1.CheckpointOptions" | "containerd.linux.runc.CheckpointOptions"
-    ) {
+    if name != RUNC_TYPE && name != LEGACY_TYPE {
         return Err(ShimError::InvalidArgument(format!(
             "checkpoint options of type {name} are not known"
         )));
     }
-    let options = CheckpointOptions::parse_from_bytes(&any.value)
+    let mut options = CheckpointOptions::parse_from_bytes(&any.value)
         .map_err(|error| ShimError::InvalidArgument(format!("options of type {name}: {error}")))?;
+    // The legacy message has the same fields under the same numbers, but for the two paths, which are exchanged.
+    if name == LEGACY_TYPE {
+        std::mem::swap(&mut options.image_path, &mut options.work_path);
+    }
     // A flag that is not set cannot be told from one that was left out; only `exit` has no third meaning.
     order.layer = Layer {
         leave_running: Some(!options.exit),
@@ -108,119 +69,42 @@ pub(crate) fn checkpoint_order(request: &CheckpointTaskRequest) -> Result<Checkp
     Ok(order)
 }
 
-/// `runtimeoptions.v1.Options`: fields type_url 1, config_path 2, config_body 3.
-fn decode_generic(bytes: &[u8]) -> Result<Options, ShimError> {
-    let bad =
-        |error| ShimError::InvalidArgument(format!("options of type runtimeoptions.v1.Options: {error}"));
-    let mut stream = CodedInputStream::from_bytes(bytes);
-    let (mut type_url, mut path, mut body) = (String::new(), String::new(), Vec::new());
-    while let Some(tag) = stream.read_raw_tag_or_eof().map_err(bad)? {
-        match tag >> 3 {
-            1 => type_url = stream.read_string().map_err(bad)?,
-            2 => path = stream.read_string().map_err(bad)?,
-            3 => body = stream.read_bytes().map_err(bad)?,
-            _ => skip(&mut stream, tag).map_err(bad)?,
-        }
-    }
-    let body = Any {
-        type_url,
-        value: body,
-        ..Default::default()
-    };
-    if !path.is_empty() || (body.type_url.is_empty() && !body.value.is_empty()) {
-        return Err(ShimError::InvalidArgument(
-            "a configuration file for the runtime is not supported: give its options as containerd.runc.v1.Options"
-                .to_owned(),
-        ));
-    }
-    if body.type_url.ends_with("runtimeoptions.v1.Options") {
-        return Ok(Options::default());
-    }
-    decode(Some(&body))
-}
-
-/// The fields of `containerd.linux.runc.CreateOptions` that have a like today; those for CRIU are in the checkpoint path.
-fn decode_legacy(bytes: &[u8]) -> containerd_shim::protos::protobuf::Result<Options> {
-    let mut options = Options::default();
-    let mut stream = CodedInputStream::from_bytes(bytes);
-    while let Some(tag) = stream.read_raw_tag_or_eof()? {
-        match tag >> 3 {
-            1 => options.no_pivot_root = stream.read_bool()?,
-            8 => options.no_new_keyring = stream.read_bool()?,
-            9 => options.shim_cgroup = stream.read_string()?,
-            10 => options.io_uid = stream.read_uint32()?,
-            11 => options.io_gid = stream.read_uint32()?,
-            12 => options.criu_work_path = stream.read_string()?,
-            13 => options.criu_image_path = stream.read_string()?,
-            _ => skip(&mut stream, tag)?,
-        }
-    }
-    Ok(options)
-}
-
-fn skip(stream: &mut CodedInputStream<'_>, tag: u32) -> containerd_shim::protos::protobuf::Result<()> {
-    match tag & 7 {
-        0 => stream.read_raw_varint64().map(drop),
-        1 => stream.skip_raw_bytes(8),
-        5 => stream.skip_raw_bytes(4),
-        _ => stream.read_bytes().map(drop),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn any(type_url: &str, value: &[u8]) -> Any {
-        Any {
-            type_url: type_url.into(),
-            value: value.into(),
+    use containerd_shim::protos::protobuf::well_known_types::any::Any;
+
+    fn order(type_url: &str, value: &[u8]) -> Result<CheckpointOrder, ShimError> {
+        checkpoint_order(&CheckpointTaskRequest {
+            path: "/path".into(),
+            options: Some(Any {
+                type_url: type_url.into(),
+                value: value.into(),
+                ..Default::default()
+            })
+            .into(),
             ..Default::default()
-        }
+        })
     }
 
     #[test]
-    fn the_stock_type_is_taken_with_and_without_a_host() {
-        let sent = Options {
-            binary_name: "/bin/crun".into(),
-            root: "/var/run/docker/runtime-runc".into(),
-            ..Default::default()
-        };
-        let bytes = sent.write_to_bytes().unwrap();
-        for url in [
-            "containerd.runc.v1.Options",
-            "type.googleapis.com/containerd.runc.v1.Options",
-        ] {
-            let settings = runc_settings(&decode(Some(&any(url, &bytes))).unwrap(), "moby");
-            assert_eq!(settings.binary, Path::new("/bin/crun"));
-            assert_eq!(settings.root, Path::new("/var/run/docker/runtime-runc/moby"));
-        }
+    fn the_two_types_have_their_paths_under_exchanged_numbers() {
+        // Field 8 is "/8", field 9 is "/9".
+        let bytes = [0x42, 2, b'/', b'8', 0x4a, 2, b'/', b'9'];
+        let stock = order(RUNC_TYPE, &bytes).unwrap();
+        assert_eq!(stock.image_dir, PathBuf::from("/8"));
+        assert_eq!(stock.work_dir, Some(PathBuf::from("/9")));
+        let legacy = order(LEGACY_TYPE, &bytes).unwrap();
+        assert_eq!(legacy.image_dir, PathBuf::from("/9"));
+        assert_eq!(legacy.work_dir, Some(PathBuf::from("/8")));
     }
 
     #[test]
-    fn no_options_are_the_defaults() {
-        let settings = runc_settings(&decode(None).unwrap(), "default");
-        assert_eq!(settings.binary, Path::new("runc"));
-        assert_eq!(settings.root, Path::new("/run/containerd/runc/default"));
-        assert!(!settings.systemd_cgroup);
-    }
-
-    #[test]
-    fn the_legacy_type_keeps_owner_and_paths_and_skips_what_it_does_not_know() {
-        // open_tcp = true, shim_cgroup = "/s", io_uid = 1000, criu_image_path = "/i"
-        let bytes = [
-            0x10, 1, 0x4a, 2, b'/', b's', 0x50, 0xe8, 0x07, 0x6a, 2, b'/', b'i',
-        ];
-        let options = decode(Some(&any("containerd.linux.runc.CreateOptions", &bytes))).unwrap();
-        assert_eq!(options.shim_cgroup, "/s");
-        assert_eq!(options.io_uid, 1000);
-        assert_eq!(options.criu_image_path, "/i");
-    }
-
-    #[test]
-    fn unknown_types_and_configuration_files_are_refused() {
-        assert!(decode(Some(&any("some.other.Options", b""))).is_err());
-        assert!(decode(Some(&any("runtimeoptions.v1.Options", b"\x12\x02/x"))).is_err());
-        assert!(decode(Some(&any("runtimeoptions.v1.Options", b""))).is_ok());
+    fn an_unknown_type_is_refused() {
+        assert!(matches!(
+            order("some.CheckpointOptions", b""),
+            Err(ShimError::InvalidArgument(_))
+        ));
     }
 }

@@ -19,6 +19,9 @@ use containerd_shim::{TtrpcResult, protos::ttrpc};
 use crate::container::{Command, Registry, Reply, Shim};
 use crate::options;
 
+/// What containerd looks for on a shim and can do without.
+const UNSERVED: [&str; 1] = ["containerd.runtime.sandbox.v1.Sandbox"];
+
 /// The task service.
 pub(crate) struct TaskService {
     shim: Arc<Shim>,
@@ -30,7 +33,15 @@ pub(crate) fn services(shim: &Arc<Shim>) -> HashMap<String, Service> {
     let renamed = make()
         .into_iter()
         .map(|(name, service)| (name.replace(".v3.", ".v2."), service));
-    make().into_iter().chain(renamed).collect()
+    // Named, so that who tries them reads "unimplemented" as from the stock shim.
+    let unserved = UNSERVED.map(|name| {
+        let service = Service {
+            methods: HashMap::new(),
+            streams: HashMap::new(),
+        };
+        (name.to_owned(), service)
+    });
+    make().into_iter().chain(renamed).chain(unserved).collect()
 }
 
 impl TaskService {
@@ -180,9 +191,9 @@ impl Task for TaskService {
         })
     }
 
-    async fn shutdown(&self, _: &TtrpcContext, request: ShutdownRequest) -> TtrpcResult<Empty> {
-        // The other containers of a pod still need the shim.
-        if request.now || self.shim.registry.is_empty() {
+    async fn shutdown(&self, _: &TtrpcContext, _: ShutdownRequest) -> TtrpcResult<Empty> {
+        // The other containers of a pod still need the shim, however much of a hurry somebody is in.
+        if self.shim.registry.is_empty() {
             self.shim.shutdown.cancel();
         }
         Ok(Empty::new())

@@ -9,9 +9,11 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use super::reports::Reports;
-use super::{CheckpointError, Clock, Site, Step, furnish, network, write_criu_config};
+use super::{
+    CheckpointError, Clock, Site, Step, furnish, network, write_criu_config, write_early_criu_config,
+};
 use crate::control::write_atomically;
-use crate::criu::DUMP_LOG;
+use crate::criu::{self, DUMP_LOG};
 use crate::freezer::Freezer;
 use crate::gate::Report;
 use crate::hold::{HoldRecord, POST_DUMP, PRE_DUMP};
@@ -82,6 +84,7 @@ impl Dump {
         let work = furnish(&site, "work-dump").map_err(unready)?;
         let work = request.work_dir.clone().unwrap_or(work);
         write_criu_config(&site, &request.options).map_err(unready)?;
+        let early_config = write_early_criu_config(&site).map_err(unready)?;
         let record = HoldRecord {
             verdict: request.hold.as_ref().map(|hold| hold.verdict.clone()),
             hold_ms: request
@@ -104,10 +107,9 @@ impl Dump {
         let call = site
             .runc
             .call("checkpoint")
+            .variable(criu::CONFIG_VARIABLE, early_config)
             .option("--image-path", &request.image_dir)
             .option("--work-path", &work)
-            // CRIU would carry the cgroups' settings along; they are the engine's, and differ between hosts.
-            .option("--manage-cgroups-mode", "ignore")
             .flag("--leave-running", options.leave_running)
             .flag("--tcp-established", options.tcp == Tcp::Established)
             .flag("--ext-unix-sk", options.external_unix_sockets)

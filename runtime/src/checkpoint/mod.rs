@@ -176,6 +176,13 @@ fn write_criu_config(site: &Site, options: &crate::options::CheckpointOptions) -
     write_atomically(&site.control.join("criu.conf"), text.as_bytes())
 }
 
+/// Writes what CRIU must read before that, for a dump; returns where.
+fn write_early_criu_config(site: &Site) -> io::Result<PathBuf> {
+    let path = site.control.join("criu-early.conf");
+    write_atomically(&path, criu::early_config().as_bytes())?;
+    Ok(path)
+}
+
 fn read_own_config(path: &Path) -> io::Result<String> {
     fs::read_to_string(path).map_err(|error| {
         io::Error::new(

@@ -115,7 +115,6 @@ impl Restore {
             .option("--pid-file", site.bundle.init_pid_file())
             .option("--image-path", &request.image_dir)
             .option("--work-path", &work)
-            .option("--manage-cgroups-mode", "ignore")
             .flag("--no-pivot", request.no_pivot)
             .flag("--tcp-established", options.tcp == Tcp::Established)
             .flag("--ext-unix-sk", options.external_unix_sockets)

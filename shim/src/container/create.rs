@@ -43,9 +43,9 @@ async fn try_create(
 ) -> Result<Created, ShimError> {
     rootfs::mount(&request.rootfs, &identity.mount_point()).await?;
     let stdio = stdio(request);
-    let mut io = ProcessIo::default();
+    let io = ProcessIo::default();
     let result = match restore::origin(identity, request, exchange).await? {
-        Origin::Fresh => run_create(identity, &stdio, &mut io)
+        Origin::Fresh => run_create(identity, &stdio, &io)
             .await
             .map(|(pid, departure)| (pid, departure, None)),
         Origin::Image(image) => restore::run(identity, &stdio, image)
@@ -71,10 +71,10 @@ async fn try_create(
 async fn run_create(
     identity: &Identity,
     stdio: &Stdio,
-    io: &mut ProcessIo,
+    io: &ProcessIo,
 ) -> Result<(i32, Departure), ShimError> {
     let Identity { id, bundle, runc, .. } = identity;
-    let (streams, pending) = io::open(stdio, identity.io_owner, identity.control.join("console.sock"))?;
+    let (streams, pending) = io::open(stdio, identity.streams_of_init()).await?;
     let pid_file = bundle.init_pid_file();
     let options = CreateOptions {
         bundle: bundle.path(),
@@ -88,7 +88,7 @@ async fn run_create(
         .await
         .map_err(failed("OCI runtime create failed"))?;
     let made = async {
-        pending.connect(stdio, io).await?;
+        pending.connect(io).await?;
         bundle
             .init_pid()
             .ok_or_else(|| ShimError::Failed(format!("runc left no pid of container {id}")))

@@ -37,14 +37,21 @@ impl Exec {
         let stdio = Stdio::new(&request.stdin, &request.stdout, &request.stderr, request.terminal);
         io::check(&stdio)?;
         let bytes = request.spec.as_ref().map_or(&[] as &[u8], |spec| &spec.value);
-        let mut description: Value = serde_json::from_slice(bytes).map_err(|error| {
-            ShimError::InvalidArgument(format!("the process of exec {}: {error}", request.exec_id))
-        })?;
-        description["terminal"] = Value::Bool(request.terminal);
+        let bad = |why: String| {
+            ShimError::InvalidArgument(format!("the process of exec {:?}: {why}", request.exec_id))
+        };
+        if request.exec_id.is_empty() {
+            return Err(bad("it has no id".to_owned()));
+        }
+        let description = serde_json::from_slice(bytes).map_err(|error| bad(error.to_string()))?;
+        let Value::Object(mut description) = description else {
+            return Err(bad("it is no JSON object".to_owned()));
+        };
+        description.insert("terminal".to_owned(), Value::Bool(request.terminal));
         Ok(Self {
             process: Process::new(stdio),
             lifecycle: ExecLifecycle::Added,
-            description,
+            description: Value::Object(description),
             number,
         })
     }
@@ -53,12 +60,13 @@ impl Exec {
 /// Starts the process. On failure gives back fresh streams for another try.
 pub(super) async fn start(
     identity: Identity,
+    exec_id: &str,
     stdio: Stdio,
-    mut io: ProcessIo,
+    io: ProcessIo,
     description: Value,
     number: u64,
 ) -> Result<Started, (ShimError, ProcessIo)> {
-    match try_start(&identity, &stdio, &mut io, &description, number).await {
+    match try_start(&identity, exec_id, &stdio, &io, &description, number).await {
         Ok((pid, departure)) => Ok(Started { pid, departure, io }),
         Err(error) => Err((error, io.abort().await)),
     }
@@ -66,13 +74,14 @@ pub(super) async fn start(
 
 async fn try_start(
     identity: &Identity,
+    exec_id: &str,
     stdio: &Stdio,
-    io: &mut ProcessIo,
+    io: &ProcessIo,
     description: &Value,
     number: u64,
 ) -> Result<(i32, Departure), ShimError> {
     let console = identity.control.join(&format!("exec-{number}.sock"));
-    let (streams, pending) = io::open(stdio, identity.io_owner, console)?;
+    let (streams, pending) = io::open(stdio, identity.streams(exec_id, console)).await?;
     let process_file = identity.bundle.join(&format!("exec-{number}.json"));
     let pid_file = identity.bundle.join(&format!("exec-{number}.pid"));
     fs::write(&process_file, description.to_string()).map_err(failed("write to the bundle"))?;
@@ -87,7 +96,7 @@ async fn try_start(
     let _ = fs::remove_file(pid_file);
     let pid = pid?;
     let departure = nursery.adopt(pid);
-    if let Err(error) = pending.connect(stdio, io).await {
+    if let Err(error) = pending.connect(io).await {
         runc.reaper().kill(pid, nix::libc::SIGKILL);
         return Err(error);
     }

@@ -12,10 +12,13 @@ use godwit_runtime::runc::Runc;
 use log::warn;
 
 use super::Shim;
+use crate::create_options::CreateOptions;
 use crate::error::{ShimError, failed};
-use crate::io::{self, IoOwner};
-use crate::options;
+use crate::io::{self, IoOwner, Setting};
 use crate::rootfs;
+
+/// What fits into a file name with a suffix of ours; containerd's own ids end at 76 bytes.
+const MAX_ID_BYTES: usize = 200;
 
 /// What stays the same for a container's life.
 #[derive(Clone)]
@@ -37,12 +40,19 @@ pub(super) struct Identity {
     pub(super) own_criu_config: Option<PathBuf>,
     pub(super) no_pivot: bool,
     pub(super) no_new_keyring: bool,
+    /// What the request that made it says of restores.
+    pub(super) restore: Layer,
+    /// The image to restore from, if the request names none itself.
+    pub(super) criu_image_path: Option<PathBuf>,
+    /// Where CRIU works while it restores, if not in the control directory.
+    pub(super) criu_work_path: Option<PathBuf>,
 }
 
 impl Identity {
     /// Reads what the request and the bundle say, and changes nothing.
     pub(super) fn of(shim: &Shim, request: &CreateTaskRequest) -> Result<Self, ShimError> {
-        let options = options::decode(request.options.as_ref())?;
+        check_id(&request.id)?;
+        let options = CreateOptions::decode(request.options.as_ref())?;
         if !Path::new(&request.bundle).is_absolute() {
             return Err(ShimError::InvalidArgument(format!(
                 "the bundle {} is no absolute path",
@@ -51,9 +61,15 @@ impl Identity {
         }
         io::check(&stdio(request))?;
         let bundle = Bundle::at(&request.bundle);
+        if !bundle.path().is_dir() {
+            return Err(ShimError::NotFound(format!(
+                "there is no bundle {}",
+                request.bundle
+            )));
+        }
         let spec = bundle.spec().map_err(failed("read the bundle's configuration"))?;
         let runc = Runc::new(
-            options::runc_settings(&options, &shim.namespace),
+            options.runc_settings(&shim.namespace),
             bundle.path(),
             shim.reaper.clone(),
         );
@@ -74,6 +90,9 @@ impl Identity {
             },
             no_pivot: options.no_pivot_root,
             no_new_keyring: options.no_new_keyring,
+            restore: options.restore,
+            criu_image_path: options.criu_image_path,
+            criu_work_path: options.criu_work_path,
             id: request.id.clone(),
             bundle,
             runc,
@@ -135,6 +154,22 @@ impl Identity {
         self.bundle.join("rootfs")
     }
 
+    /// For whom the init's streams are.
+    pub(super) fn streams_of_init(&self) -> Setting<'_> {
+        self.streams(&self.id, self.control.join("console.sock"))
+    }
+
+    /// For whom the streams of the process `id` are, whose terminal comes through the socket `console`.
+    pub(super) fn streams<'a>(&'a self, id: &'a str, console: PathBuf) -> Setting<'a> {
+        Setting {
+            owner: self.io_owner,
+            console,
+            id,
+            namespace: &self.namespace,
+            reaper: self.runc.reaper(),
+        }
+    }
+
     /// Removes what [`Identity::publish`] and mounting have made.
     pub(super) async fn withdraw(&self) {
         if let Err(error) = rootfs::unmount(&self.mount_point()).await {
@@ -144,6 +179,19 @@ impl Identity {
             warn!("the control directory of {} stays: {error}", self.id);
         }
     }
+}
+
+/// An id becomes part of file names, of runC's and of ours.
+fn check_id(id: &str) -> Result<(), ShimError> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "_+-.".contains(c);
+    if id.is_empty() || id.len() > MAX_ID_BYTES || !id.chars().all(plain) || id.starts_with('.') {
+        let shown: String = id.chars().take(MAX_ID_BYTES).collect();
+        return Err(ShimError::InvalidArgument(format!(
+            "{shown:?} cannot be the id of a container: it must have 1 to {MAX_ID_BYTES} of A-Z a-z 0-9 _ + - . and \
+             begin with no dot"
+        )));
+    }
+    Ok(())
 }
 
 /// The streams the request asks for.

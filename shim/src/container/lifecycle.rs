@@ -143,6 +143,8 @@ impl Lifecycle {
 pub(crate) enum ExecLifecycle {
     /// It is described and not started.
     Added,
+    /// A start has failed; another may be tried.
+    Failed,
     /// It runs.
     Running,
     /// It has ended.
@@ -154,6 +156,8 @@ pub(crate) enum ExecLifecycle {
 pub(crate) enum ExecEvent {
     /// It runs.
     Started,
+    /// It could not be started.
+    StartFailed,
     /// It ended.
     Exited,
     /// It was removed; there is no state after that.
@@ -164,9 +168,10 @@ impl ExecLifecycle {
     /// The state after `event`, or why it cannot happen now.
     pub(crate) fn after(self, event: ExecEvent) -> Result<Self, ShimError> {
         match (self, event) {
-            (Self::Added, ExecEvent::Started) => Ok(Self::Running),
+            (Self::Added | Self::Failed, ExecEvent::Started) => Ok(Self::Running),
+            (Self::Added | Self::Failed, ExecEvent::StartFailed) => Ok(Self::Failed),
             (Self::Running, ExecEvent::Exited) => Ok(Self::Stopped),
-            (Self::Added | Self::Stopped, ExecEvent::Deleted) => Ok(Self::Stopped),
+            (Self::Added | Self::Failed | Self::Stopped, ExecEvent::Deleted) => Ok(Self::Stopped),
             _ => Err(ShimError::FailedPrecondition(format!(
                 "a process that is {self:?} cannot be {event:?}"
             ))),
@@ -176,7 +181,7 @@ impl ExecLifecycle {
     /// The state in containerd's words.
     pub(crate) fn status(self) -> Status {
         match self {
-            Self::Added => Status::CREATED,
+            Self::Added | Self::Failed => Status::CREATED,
             Self::Running => Status::RUNNING,
             Self::Stopped => Status::STOPPED,
         }
@@ -236,6 +241,15 @@ mod tests {
             Err(ShimError::FailedPrecondition(_))
         ));
         assert!(running.after(Exited).unwrap().after(Exited).is_err());
+    }
+
+    #[test]
+    fn an_exec_that_could_not_start_may_be_tried_again_or_deleted() {
+        let failed = ExecLifecycle::Added.after(ExecEvent::StartFailed).unwrap();
+        assert_eq!(failed.status(), Status::CREATED);
+        assert_eq!(failed.after(ExecEvent::Started).unwrap(), ExecLifecycle::Running);
+        assert!(failed.after(ExecEvent::Deleted).is_ok());
+        assert!(failed.after(ExecEvent::Exited).is_err());
     }
 
     #[test]

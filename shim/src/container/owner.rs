@@ -58,7 +58,7 @@ enum Happening {
         reply: Reply<()>,
     },
     Deleted {
-        result: Result<(), ShimError>,
+        result: Result<DeleteResponse, ShimError>,
         reply: Reply<DeleteResponse>,
     },
     ExecStarted {
@@ -283,10 +283,7 @@ impl Owner {
     fn perform(&mut self, command: Command) {
         match command {
             Command::State { exec_id, reply } => drop(reply.send(self.state(&exec_id))),
-            Command::Wait { exec_id, reply } => match self.process_mut(&exec_id) {
-                Ok(process) => process.wait(reply),
-                Err(error) => drop(reply.send(Err(error))),
-            },
+            Command::Wait { exec_id, reply } => self.wait(&exec_id, reply),
             Command::Pids { reply } => self.pids(reply),
             Command::Stats { reply } => drop(reply.send(self.stats())),
             Command::Inspect { reply } => drop(reply.send(Ok(self.summary()))),
@@ -315,14 +312,7 @@ impl Owner {
                 columns,
                 rows,
                 reply,
-            } => {
-                drop(
-                    reply.send(
-                        self.process_mut(&exec_id)
-                            .and_then(|process| process.io.resize(columns, rows)),
-                    ),
-                );
-            }
+            } => drop(reply.send(self.resize(&exec_id, columns, rows))),
             Command::Checkpoint { order, reply } => self.checkpoint(order, reply),
             Command::Dump { order, reply } => self.dump(order, reply),
             Command::Finish { reply } => self.finish(reply),

@@ -1,10 +1,11 @@
 //! What the init of a container and an exec'ed process have in common: streams, pid, exit and who waits for it.
 
 use std::collections::VecDeque;
-use std::time::SystemTime;
 
 use containerd_shim::api::{DeleteResponse, StateResponse, Status, WaitResponse};
 use containerd_shim::asynchronous::io::Stdio;
+use containerd_shim::protos::protobuf::MessageField;
+use containerd_shim::protos::protobuf::well_known_types::timestamp::Timestamp;
 use godwit_runtime::bundle::ExitRecord;
 
 use super::command::{Command, Reply};
@@ -17,6 +18,9 @@ const WAITERS_BOUND: usize = 1024;
 
 /// Commands that wait for an operation of the same process to end.
 const DEFERRED_BOUND: usize = 64;
+
+/// The first second of the year 1, in seconds since 1970: what containerd's clients take for no time at all.
+const NEVER_SECONDS: i64 = -62_135_596_800;
 
 /// One process of a container.
 #[derive(Default)]
@@ -43,7 +47,7 @@ impl Process {
     /// Answers when the process has ended, at once if it has.
     pub(super) fn wait(&mut self, reply: Reply<WaitResponse>) {
         match &self.exit {
-            Some(exit) => drop(reply.send(Ok(wait_response(exit)))),
+            Some(exit) => drop(reply.send(Ok(wait_response(Some(exit))))),
             None if self.waiters.len() < WAITERS_BOUND => self.waiters.push(reply),
             None => drop(reply.send(Err(ShimError::ResourceExhausted(
                 "too many clients wait for this process".to_owned(),
@@ -54,9 +58,14 @@ impl Process {
     /// Keeps the exit and answers all who wait for it.
     pub(super) fn ended(&mut self, exit: ExitRecord) {
         self.exit = Some(exit);
+        self.answer_waiters();
+    }
+
+    /// Answers all who wait for the end, also of a process that never began.
+    pub(super) fn answer_waiters(&mut self) {
         for waiter in self.waiters.drain(..) {
             // Whoever waited may have gone.
-            let _ = waiter.send(Ok(wait_response(&exit)));
+            let _ = waiter.send(Ok(wait_response(self.exit.as_ref())));
         }
     }
 
@@ -85,18 +94,10 @@ impl Process {
     }
 
     pub(super) fn delete_response(&self) -> DeleteResponse {
-        // A process that never ran and was removed counts as killed, as an engine expects.
-        let killed = ExitRecord {
-            pid: self.pid,
-            status: 128 + 9,
-            at_nanos: 0,
-        };
-        let exit = self.exit.unwrap_or(killed);
-        let at = self.exit.map_or_else(SystemTime::now, |exit| exit.at());
         DeleteResponse {
             pid: self.pid,
-            exit_status: exit.status,
-            exited_at: Some(timestamp(at)).into(),
+            exit_status: exit_status(self.exit.as_ref()),
+            exited_at: exited_at(self.exit.as_ref()),
             ..Default::default()
         }
     }
@@ -111,17 +112,30 @@ impl Process {
             stdout: self.stdio.stdout.clone(),
             stderr: self.stdio.stderr.clone(),
             terminal: self.stdio.terminal,
-            exit_status: self.exit.map_or(0, |exit| exit.status),
-            exited_at: self.exit.map(|exit| timestamp(exit.at())).into(),
+            exit_status: exit_status(self.exit.as_ref()),
+            exited_at: exited_at(self.exit.as_ref()),
             ..Default::default()
         }
     }
 }
 
-fn wait_response(exit: &ExitRecord) -> WaitResponse {
+fn wait_response(exit: Option<&ExitRecord>) -> WaitResponse {
     WaitResponse {
-        exit_status: exit.status,
-        exited_at: Some(timestamp(exit.at())).into(),
+        exit_status: exit_status(exit),
+        exited_at: exited_at(exit),
         ..Default::default()
     }
+}
+
+fn exit_status(exit: Option<&ExitRecord>) -> u32 {
+    exit.map_or(0, |exit| exit.status)
+}
+
+/// Always there: without the field a client would read 1970.
+fn exited_at(exit: Option<&ExitRecord>) -> MessageField<Timestamp> {
+    let never = || Timestamp {
+        seconds: NEVER_SECONDS,
+        ..Default::default()
+    };
+    Some(exit.map_or_else(never, |exit| timestamp(exit.at()))).into()
 }

@@ -11,7 +11,6 @@ use containerd_shim::api::CreateTaskRequest;
 use containerd_shim::asynchronous::io::Stdio;
 use godwit_runtime::checkpoint::CheckpointError;
 use godwit_runtime::checkpoint::restore::{Restore, RestoreRequest};
-use godwit_runtime::options::Layer;
 use godwit_runtime::reaper::Departure;
 use godwit_runtime::ticket::{self, Ticket};
 use tokio::sync::oneshot;
@@ -69,8 +68,9 @@ pub(super) async fn origin(
             deliverer: None,
         })
     };
-    if !request.checkpoint.is_empty() {
-        return Ok(here(PathBuf::from(&request.checkpoint)));
+    let named = Some(PathBuf::from(&request.checkpoint)).filter(|path| !path.as_os_str().is_empty());
+    if let Some(directory) = named.or_else(|| identity.criu_image_path.clone()) {
+        return Ok(here(directory));
     }
     let claimed = Ticket::claim(&ticket::default_root(), &identity.namespace, &identity.id)
         .map_err(failed(format!("restore container {}", identity.id)))?;
@@ -110,11 +110,11 @@ pub(super) async fn run(
     image: Image,
 ) -> Result<(i32, Departure, PendingRestore), ShimError> {
     let result = async {
-        let (streams, pending) = io::open(stdio, identity.io_owner, identity.control.join("console.sock"))?;
+        let (streams, pending) = io::open(stdio, identity.streams_of_init()).await?;
         let request = RestoreRequest {
             image_dir: image.directory,
-            work_dir: None,
-            options: identity.checkpoint_options(&Layer::default())?,
+            work_dir: identity.criu_work_path.clone(),
+            options: identity.checkpoint_options(&identity.restore)?,
             terminal: stdio.terminal,
             no_pivot: identity.no_pivot,
             verdict: image.verdict,

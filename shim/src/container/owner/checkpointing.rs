@@ -255,10 +255,10 @@ impl Owner {
                 image_bytes: 0,
             }));
         }
-        let (stdio, mut io) = (self.init.stdio.clone(), self.init.io.clone());
+        let io = self.init.io.clone();
         self.happenings.spawn(async move {
             let result = match restore.end().await {
-                Ok(steps) => streams.connect(&stdio, &mut io).await.map(|()| (steps, io)),
+                Ok(steps) => streams.connect(&io).await.map(|()| (steps, io)),
                 Err(error) => Err(ShimError::Failed(error.to_string())),
             };
             Happening::RestoreEnded { result, reply }

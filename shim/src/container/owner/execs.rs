@@ -7,23 +7,23 @@ use log::error;
 
 use super::super::command::Reply;
 use super::super::exec::{self, Exec};
-use super::super::lifecycle::{ExecEvent, Lifecycle};
+use super::super::lifecycle::{ExecEvent, ExecLifecycle, Lifecycle};
 use super::{Happening, Owner, finished, no_exec};
 use crate::error::ShimError;
 use crate::io::ProcessIo;
 
 impl Owner {
     pub(super) fn add_exec(&mut self, request: ExecProcessRequest) -> Result<(), ShimError> {
-        if !matches!(self.lifecycle, Lifecycle::Created | Lifecycle::Running) {
-            let state = self.lifecycle.name();
-            return Err(ShimError::FailedPrecondition(format!(
-                "cannot exec in a container that is {state}"
-            )));
-        }
         if self.execs.contains_key(&request.exec_id) {
             return Err(ShimError::AlreadyExists(format!(
                 "exec {} exists",
                 request.exec_id
+            )));
+        }
+        if !matches!(self.lifecycle, Lifecycle::Created | Lifecycle::Running) {
+            let state = self.lifecycle.name();
+            return Err(ShimError::FailedPrecondition(format!(
+                "cannot exec in a container that is {state}"
             )));
         }
         self.n_execs += 1;
@@ -39,6 +39,7 @@ impl Owner {
 
     pub(super) fn start_exec(&mut self, exec_id: String, reply: Reply<u32>) {
         let identity = self.identity.clone();
+        let init_ended = self.held_exit.is_some() || self.lifecycle == Lifecycle::Stopped;
         let exec = match self.exec_mut(&exec_id) {
             Ok(exec) => exec,
             Err(error) => return drop(reply.send(Err(error))),
@@ -46,11 +47,16 @@ impl Owner {
         if let Err(error) = exec.lifecycle.after(ExecEvent::Started) {
             return drop(reply.send(Err(error)));
         }
+        if init_ended {
+            return drop(reply.send(Err(ShimError::FailedPrecondition(format!(
+                "exec {exec_id} cannot start: the container's own process has ended"
+            )))));
+        }
         exec.process.operation = Some("start");
         let (stdio, io) = (exec.process.stdio.clone(), exec.process.io.clone());
         let (description, number) = (exec.description.clone(), exec.number);
         self.happenings.spawn(async move {
-            let result = exec::start(identity, stdio, io, description, number).await;
+            let result = exec::start(identity, &exec_id, stdio, io, description, number).await;
             Happening::ExecStarted {
                 exec_id,
                 result,
@@ -73,6 +79,11 @@ impl Owner {
             Ok(started) => started,
             Err((error, io)) => {
                 exec.process.io = io;
+                if let Ok(next) = exec.lifecycle.after(ExecEvent::StartFailed) {
+                    exec.lifecycle = next;
+                }
+                // Nothing will ever end that they could be told of.
+                exec.process.answer_waiters();
                 drop(reply.send(Err(error)));
                 return self.tell_held_exit();
             }
@@ -107,6 +118,23 @@ impl Owner {
         exec.process.ended(exit.into());
         self.publish(&self.exit_event(exec_id, exit));
         self.tell_held_exit();
+    }
+
+    /// Sets the size of a process's terminal; the init's is left alone once it has ended.
+    pub(super) fn resize(&mut self, exec_id: &str, columns: u32, rows: u32) -> Result<(), ShimError> {
+        if exec_id.is_empty() {
+            return match self.lifecycle {
+                Lifecycle::Stopped => Ok(()),
+                _ => self.init.io.resize(columns, rows),
+            };
+        }
+        let exec = self.exec_mut(exec_id)?;
+        match exec.lifecycle {
+            ExecLifecycle::Stopped => Err(ShimError::FailedPrecondition(format!(
+                "cannot resize the terminal of exec {exec_id}, which has ended"
+            ))),
+            _ => exec.process.io.resize(columns, rows),
+        }
     }
 
     pub(super) fn kill_exec(&mut self, exec_id: &str, signal: u32) -> Result<(), ShimError> {

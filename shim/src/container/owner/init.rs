@@ -9,6 +9,7 @@ use godwit_runtime::bundle::ExitRecord;
 use godwit_runtime::reaper::Exit;
 use godwit_runtime::runc::RuncError;
 use log::{error, warn};
+use serde_json::Value;
 use tokio::time::sleep;
 
 use super::super::command::Reply;
@@ -86,7 +87,8 @@ impl Owner {
     }
 
     pub(super) fn kill(&mut self, signal: u32, all: bool, reply: Reply<()>) {
-        if self.lifecycle == Lifecycle::Stopped {
+        // All of a container that shares its pids with others may outlive its init.
+        if self.lifecycle == Lifecycle::Stopped && !all {
             return drop(reply.send(Err(finished())));
         }
         if self.restore.take().is_some() {
@@ -103,12 +105,11 @@ impl Owner {
 
     pub(super) fn update(&mut self, request: &UpdateTaskRequest, reply: Reply<()>) {
         let file = self.identity.bundle.join("resources.json");
-        let resources = request
-            .resources
-            .as_ref()
-            .map_or(b"{}" as &[u8], |resources| &resources.value);
-        if let Err(error) = fs::write(&file, resources) {
-            return drop(reply.send(Err(failed("write to the bundle")(error))));
+        let prepared = self.resources(request).and_then(|resources| {
+            fs::write(&file, resources.to_string()).map_err(failed("write to the bundle"))
+        });
+        if let Err(error) = prepared {
+            return drop(reply.send(Err(error)));
         }
         self.init.operation = Some("update");
         let Identity { id, runc, .. } = self.identity.clone();
@@ -117,6 +118,8 @@ impl Owner {
                 .update(&id, &file)
                 .await
                 .map_err(failed("OCI runtime update failed"));
+            // Only runC reads it; the bundle takes along what cannot be removed.
+            let _ = fs::remove_file(file);
             Happening::Done {
                 exec_id: String::new(),
                 result,
@@ -125,12 +128,36 @@ impl Owner {
         });
     }
 
+    /// The resources that are asked for, as OCI's JSON; what they mean is runC's to judge. The request's annotations
+    /// are for runtimes with resources of their own, and runC has none.
+    fn resources(&self, request: &UpdateTaskRequest) -> Result<Value, ShimError> {
+        let id = &self.identity.id;
+        if self.held_exit.is_some() || self.lifecycle == Lifecycle::Stopped {
+            return Err(ShimError::FailedPrecondition(format!(
+                "cannot update container {id}, which has ended"
+            )));
+        }
+        let bytes = request
+            .resources
+            .as_ref()
+            .map_or(b"{}" as &[u8], |resources| &resources.value);
+        let bad =
+            |why: String| ShimError::InvalidArgument(format!("the resources for container {id}: {why}"));
+        match serde_json::from_slice(bytes) {
+            Ok(resources @ Value::Object(_)) => Ok(resources),
+            Ok(_) => Err(bad("they are no JSON object".to_owned())),
+            Err(error) => Err(bad(error.to_string())),
+        }
+    }
+
     pub(super) fn delete(&mut self, reply: Reply<DeleteResponse>) {
         if let Err(error) = self.lifecycle.after(Event::Deleted) {
             return drop(reply.send(Err(error)));
         }
         self.init.operation = Some("delete");
         let force = self.lifecycle != Lifecycle::Stopped;
+        // A container that was never started has no exit, although it is killed now.
+        let response = self.init.delete_response();
         let (identity, io) = (self.identity.clone(), self.init.io.clone());
         self.happenings.spawn(async move {
             let result = match identity.runc.delete(&identity.id, force).await {
@@ -138,17 +165,19 @@ impl Owner {
                 _ => {
                     io.shutdown().await;
                     identity.withdraw().await;
-                    Ok(())
+                    Ok(response)
                 }
             };
             Happening::Deleted { result, reply }
         });
     }
 
-    pub(super) fn deleted(&mut self, result: Result<(), ShimError>, reply: Reply<DeleteResponse>) {
-        let answer = result
-            .and_then(|()| self.step(Event::Deleted))
-            .map(|()| self.init.delete_response());
+    pub(super) fn deleted(
+        &mut self,
+        result: Result<DeleteResponse, ShimError>,
+        reply: Reply<DeleteResponse>,
+    ) {
+        let answer = result.and_then(|response| self.step(Event::Deleted).map(|()| response));
         if let Ok(response) = &answer {
             while let Some(waiting) = self.init.take_deferred() {
                 waiting.refuse(ShimError::NotFound(format!(

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use containerd_shim::api::{StateResponse, Status};
+use containerd_shim::api::{StateResponse, Status, WaitResponse};
 use containerd_shim::protos::protobuf::Message;
 use containerd_shim::protos::protobuf::well_known_types::any::Any;
 use containerd_shim::protos::shim::oci::ProcessDetails;
@@ -11,7 +11,7 @@ use containerd_shim::protos::types::task::ProcessInfo;
 use super::super::command::{Reply, Summary};
 use super::super::exec::Exec;
 use super::super::identity::Identity;
-use super::super::lifecycle::Lifecycle;
+use super::super::lifecycle::ExecLifecycle;
 use super::{Happening, Owner};
 use crate::error::{ShimError, failed};
 use crate::metrics;
@@ -20,17 +20,35 @@ use crate::publisher::any;
 impl Owner {
     pub(super) fn state(&mut self, exec_id: &str) -> Result<StateResponse, ShimError> {
         let bundle = self.identity.bundle.path().to_string_lossy().into_owned();
+        let status = match self.init.operation {
+            Some("pause") => Status::PAUSING,
+            _ => self.lifecycle.status(),
+        };
         if exec_id.is_empty() {
-            let status = match self.init.operation {
-                Some("pause") => Status::PAUSING,
-                _ => self.lifecycle.status(),
-            };
             return Ok(self.init.state_response(&self.identity.id, &bundle, status));
         }
         let exec = self.exec_mut(exec_id)?;
-        Ok(exec
-            .process
-            .state_response(exec_id, &bundle, exec.lifecycle.status()))
+        let status = match status {
+            // What freezes a container freezes all of its processes.
+            Status::PAUSING | Status::PAUSED => status,
+            _ => exec.lifecycle.status(),
+        };
+        Ok(exec.process.state_response(exec_id, &bundle, status))
+    }
+
+    pub(super) fn wait(&mut self, exec_id: &str, reply: Reply<WaitResponse>) {
+        if exec_id.is_empty() {
+            return self.init.wait(reply);
+        }
+        match self.exec_mut(exec_id) {
+            Ok(exec) => {
+                exec.process.wait(reply);
+                if exec.lifecycle == ExecLifecycle::Failed {
+                    exec.process.answer_waiters();
+                }
+            }
+            Err(error) => drop(reply.send(Err(error))),
+        }
     }
 
     pub(super) fn summary(&self) -> Summary {
@@ -64,10 +82,7 @@ impl Owner {
 
     pub(super) fn stats(&self) -> Result<Any, ShimError> {
         let id = &self.identity.id;
-        let cgroup = self
-            .cgroup
-            .as_ref()
-            .filter(|_| self.lifecycle != Lifecycle::Stopped);
+        let cgroup = self.cgroup.as_ref();
         let cgroup = cgroup.ok_or_else(|| ShimError::NotFound(format!("container {id} has no cgroup")))?;
         metrics::read(cgroup).map_err(failed(format!("encode the metrics of container {id}")))
     }
