@@ -96,7 +96,7 @@ IMAGES = {
     "java": Image(
         "java:latest",
         (f"{JAVA_HOME}/bin/java", f"{JAVA_HOME}/lib/server/libjvm.so", "/usr/bin/dash"),
-        (f"{JAVA_HOME}/conf", f"{JAVA_HOME}/lib", "/etc/java-*-openjdk", f"{JAVA_COMPILER}*.jar"),
+        (f"{JAVA_HOME}/conf", f"{JAVA_HOME}/lib", f"{JAVA_HOME}/release", "/etc/java-*-openjdk", f"{JAVA_COMPILER}*.jar"),
         ('CMD ["java", "-version"]',),
         {"/usr/bin/javac": f'#!/bin/sh\nexec java -cp {JAVA_COMPILER}.jar org.eclipse.jdt.internal.compiler.batch.Main "$@"\n'},
     ),

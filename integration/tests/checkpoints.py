@@ -76,7 +76,7 @@ class Link:
     def __init__(self, place: str, address: str, port: int = 80) -> None:
         # A thread may live in another network namespace; its socket stays there.
         with ThreadPoolExecutor(max_workers=1) as thread:
-            self._socket = thread.submit(_connect, place, address, port).result()
+            self._socket = thread.submit(connect, place, address, port).result()
 
     def __enter__(self) -> "Link":
         return self
@@ -136,7 +136,8 @@ class LocalLink(Link):
         self._socket.close()
 
 
-def _connect(place: str, address: str, port: int) -> socket.socket:
+def connect(place: str, address: str, port: int) -> socket.socket:
+    """A TCP connection from a place of the lab. The calling thread is in that place's network from then on."""
     namespace = os.open(links.namespace_path(place), os.O_RDONLY)
     try:
         if ctypes.CDLL(None, use_errno=True).setns(namespace, CLONE_NEWNET) != 0:

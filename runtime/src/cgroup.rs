@@ -69,6 +69,22 @@ impl Cgroup {
         self.controllers.get(name).map(|directory| Files(directory))
     }
 
+    #[cfg(test)]
+    pub(crate) fn controller_at(name: &str, directory: &Path) -> Self {
+        Self {
+            controllers: HashMap::from([(name.to_owned(), directory.to_owned())]),
+            unified: None,
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn unified_at(directory: &Path) -> Self {
+        Self {
+            controllers: HashMap::new(),
+            unified: Some(directory.to_owned()),
+        }
+    }
+
     /// The directory in the v2 hierarchy.
     pub fn unified(&self) -> Option<Files<'_>> {
         self.unified.as_deref().map(Files)
@@ -101,7 +117,12 @@ impl CgroupMount {
 #[derive(Clone, Copy, Debug)]
 pub struct Files<'a>(&'a Path);
 
-impl Files<'_> {
+impl<'a> Files<'a> {
+    /// Those of a directory.
+    pub fn at(directory: &'a Path) -> Self {
+        Self(directory)
+    }
+
     /// The directory.
     pub fn path(&self) -> &Path {
         self.0
@@ -120,15 +141,6 @@ impl Files<'_> {
     /// A file of lines `key number`.
     pub fn table(&self, name: &str) -> Option<HashMap<String, u64>> {
         Some(parse_table(&self.text(name)?))
-    }
-
-    /// The names of the files in the directory that start and end so.
-    pub fn names_between(&self, start: &str, end: &str) -> Vec<String> {
-        let entries = fs::read_dir(self.0).into_iter().flatten().flatten();
-        let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
-        names
-            .filter_map(|name| Some(name.strip_prefix(start)?.strip_suffix(end)?.to_owned()))
-            .collect()
     }
 }
 

@@ -120,6 +120,15 @@ const REMEDIES: &[(&str, &str)] = &[
         "a deleted file that is still open is too large: raise io.godwit.checkpoint.ghost-limit",
     ),
     (
+        "Can't get rlimit",
+        "processes of other users can be dumped only with CAP_SYS_RESOURCE, which the engine lacks: give it that, \
+         or let the engine map users (dockerd --userns-remap)",
+    ),
+    (
+        "Unable to mount cgroup",
+        "CRIU cannot mount cgroup v2 in a user namespace: use a host with cgroup v1, or a daemon that does not map users",
+    ),
+    (
         "No space left on device",
         "make room in the memory-backed space that holds the image",
     ),

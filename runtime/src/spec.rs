@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Root};
+use oci_spec::runtime::{LinuxIdMapping, LinuxNamespace, LinuxNamespaceType, Root};
 use serde::{Deserialize, Deserializer};
 
 /// What Godwit reads of a container's configuration.
@@ -28,6 +28,8 @@ struct Linux {
     namespaces: Vec<LinuxNamespace>,
     #[serde(default, deserialize_with = "null_is_default")]
     sysctl: HashMap<String, String>,
+    #[serde(default, rename = "gidMappings", deserialize_with = "null_is_default")]
+    gid_mappings: Vec<LinuxIdMapping>,
 }
 
 impl Spec {
@@ -51,6 +53,13 @@ impl Spec {
         };
         let mut namespaces = self.linux.namespaces.iter();
         namespaces.any(|namespace| namespace.typ() == kind && !is_joined(namespace))
+    }
+
+    /// The group of the host that root's group in the container is, if groups are mapped.
+    pub fn host_group_of_root(&self) -> Option<u32> {
+        let mut mappings = self.linux.gid_mappings.iter();
+        let of_root = mappings.find(|mapping| mapping.container_id() == 0)?;
+        Some(of_root.host_id())
     }
 
     /// The kernel settings.

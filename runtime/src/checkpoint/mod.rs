@@ -6,6 +6,7 @@
 
 pub mod dump;
 mod failure;
+mod mapped;
 mod network;
 mod reports;
 pub mod restore;

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::time::Duration;
 
+use super::mapped::Opened;
 use super::reports::{Reporter, Reports};
 use super::{CheckpointError, Clock, Site, Step, add_gate, furnish, write_criu_config};
 use crate::control::write_atomically;
@@ -52,6 +53,8 @@ pub struct Restore {
     gate: Option<Reporter>,
     call: Pin<Box<dyn Future<Output = Result<(), RuncError>> + Send>>,
     clock: Clock,
+    /// The image, readable to the container's root while it is restored.
+    _opened: Option<Opened>,
 }
 
 impl Restore {
@@ -100,6 +103,7 @@ impl Restore {
             write_atomically(&site.control.join(name), &json).map_err(unready)?;
         }
         add_gate(&site.bundle, &site.control).map_err(unready)?;
+        let opened = Opened::to_root_of(&spec, &request.image_dir).map_err(unready)?;
         let reports = Reports::listen(&site.control).map_err(unready)?;
         let options = &request.options;
         let call = site
@@ -133,6 +137,7 @@ impl Restore {
             gate: None,
             call,
             clock: Clock::start(),
+            _opened: opened,
         })
     }
 

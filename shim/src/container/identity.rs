@@ -140,7 +140,7 @@ impl Identity {
         let host = Layer::from_host_file(HOST_FILE.as_ref()).map_err(failed("read the host's options"))?;
         // Docker cannot say what it means under a runtime name that is not its own. Its own default is to stop.
         let engine = Layer {
-            leave_running: Some(self.drop_in || self.namespace != "moby"),
+            leave_running: Some(self.drop_in || !is_dockers(&self.namespace)),
             ..Layer::default()
         };
         Ok(CheckpointOptions::resolve(&[
@@ -200,4 +200,9 @@ fn check_id(id: &str) -> Result<(), ShimError> {
 /// The streams the request asks for.
 pub(super) fn stdio(request: &CreateTaskRequest) -> Stdio {
     Stdio::new(&request.stdin, &request.stdout, &request.stderr, request.terminal)
+}
+
+/// Docker's namespace is `moby`, and `moby-UID.GID` where the daemon maps users.
+fn is_dockers(namespace: &str) -> bool {
+    namespace == "moby" || namespace.starts_with("moby-")
 }

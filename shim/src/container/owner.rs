@@ -22,7 +22,7 @@ use godwit_runtime::cgroup::Cgroup;
 use godwit_runtime::checkpoint::dump::{Dump, DumpEnd};
 use godwit_runtime::checkpoint::restore::Restore;
 use godwit_runtime::checkpoint::{CheckpointError, Step};
-use godwit_runtime::oom::OomWatch;
+use godwit_runtime::oom::{OomKills, OomWatch};
 use godwit_runtime::reaper::Exit;
 use log::{error, warn};
 use tokio::sync::{mpsc, oneshot};
@@ -110,6 +110,8 @@ struct Owner {
     execs: HashMap<String, Exec>,
     n_execs: u64,
     cgroup: Option<Cgroup>,
+    /// The kernel's kills in it for want of memory.
+    oom_kills: Option<Arc<OomKills>>,
     /// The init's exit, seen and not yet told.
     held_exit: Option<Exit>,
     /// The restore that this container is made by, until it is started.
@@ -183,6 +185,7 @@ impl Owner {
             execs: HashMap::new(),
             n_execs: 0,
             cgroup: None,
+            oom_kills: None,
             held_exit: None,
             restore: None,
             finish_waiters: Vec::new(),
@@ -225,7 +228,10 @@ impl Owner {
         self.init.io = created.io;
         self.cgroup = created.cgroup;
         match self.cgroup.as_ref().map_or(Ok(None), OomWatch::of) {
-            Ok(Some(watch)) => self.watch_memory(watch),
+            Ok(Some(watch)) => {
+                self.oom_kills = Some(watch.kills());
+                self.watch_memory(watch);
+            }
             Ok(None) => {}
             Err(error) => warn!("a lack of memory in container {id} will not be told: {error}"),
         }
@@ -428,10 +434,7 @@ impl Owner {
                 String::new()
             }
             Happening::OutOfMemory(watch) => {
-                self.publish(&events::TaskOOM {
-                    container_id: self.identity.id.clone(),
-                    ..Default::default()
-                });
+                self.publish_out_of_memory();
                 return self.watch_memory(watch);
             }
             Happening::Nothing => return,
@@ -439,6 +442,13 @@ impl Owner {
         while let Some(command) = self.process_mut(&exec_id).ok().and_then(Process::next_deferred) {
             self.perform(command);
         }
+    }
+
+    fn publish_out_of_memory(&self) {
+        self.publish(&events::TaskOOM {
+            container_id: self.identity.id.clone(),
+            ..Default::default()
+        });
     }
 
     fn watch_memory(&mut self, mut watch: OomWatch) {

@@ -245,6 +245,10 @@ impl Owner {
             return error!("an exit of container {} does not fit: {error}", self.identity.id);
         }
         self.init.ended(exit.into());
+        // What killed it is told before its end: after that the engine looks no more.
+        if self.oom_kills.as_ref().is_some_and(|kills| kills.take_untold()) {
+            self.publish_out_of_memory();
+        }
         self.publish(&self.exit_event(&self.identity.id, exit));
     }
 }
