@@ -9,7 +9,7 @@ use std::fs;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
-use crate::options::{CheckpointOptions, Tcp};
+use crate::options::{CheckpointOptions, NetworkLock, Tcp};
 
 /// The OCI annotation by which runC finds a CRIU configuration file.
 pub const CONFIG_ANNOTATION: &str = "org.criu.config";
@@ -32,16 +32,29 @@ pub fn config(options: &CheckpointOptions, hold: &Path, extra: &str) -> String {
         Tcp::Close => "tcp-close",
     });
     // nft's one transaction is an order of magnitude quicker than iptables' several programs.
-    line(&format!(
-        "network-lock {}",
-        if find_program("nft").is_some() {
-            "nftables"
-        } else {
-            "iptables"
-        }
-    ));
+    let lock = options.network_lock.unwrap_or_else(|| match find_program("nft") {
+        Some(_) => NetworkLock::Nftables,
+        None => NetworkLock::Iptables,
+    });
+    line(match lock {
+        NetworkLock::Nftables => "network-lock nftables",
+        NetworkLock::Iptables => "network-lock iptables",
+        NetworkLock::Skip => "network-lock skip",
+    });
     line(&format!("ghost-limit {}", options.ghost_limit_bytes));
-    line("link-remap");
+    line(&format!("timeout {}", options.timeout_seconds));
+    for (name, wanted) in [
+        ("link-remap", options.link_remap),
+        ("skip-in-flight", options.skip_in_flight),
+    ] {
+        if wanted {
+            line(name);
+        }
+    }
+    if let Some(path) = &options.irmap_scan_path {
+        line("force-irmap");
+        line(&format!("irmap-scan-path {}", path.display()));
+    }
     line(&format!("action-script {}", hold.display()));
     text.push_str(extra);
     text
@@ -100,6 +113,19 @@ const REMEDIES: &[(&str, &str)] = &[
     (
         "Can't lookup mount",
         "a process holds a file from outside the container's mounts: close it or mount its directory",
+    ),
+    (
+        "Can't dump that handle",
+        "a file is watched (inotify) where the kernel gives no handles, as on the container's own overlay: watch it on a \
+         volume or tmpfs, or name its directory by io.godwit.checkpoint.irmap-scan-path",
+    ),
+    (
+        "Can't dump nested user namespace",
+        "a process has made a user namespace of its own (a browser's sandbox does): switch that off",
+    ),
+    (
+        "Can't create a temporary directory",
+        "the root is read-only and has no /tmp: give the image an empty directory of that name, or the container a tmpfs",
     ),
     (
         "ghost",

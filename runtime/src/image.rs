@@ -11,12 +11,16 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::control::write_atomically;
+use crate::options::{Digests, Layer};
 
 /// The manifest's name in the image directory.
 pub const MANIFEST: &str = "godwit.json";
 
 /// The format this code writes and reads.
 const VERSION: u32 = 1;
+
+/// How the names of files with memory pages begin: by far the largest part of an image.
+const PAGES_PREFIX: &str = "pages-";
 
 /// Who fills the container's network namespace at a restore.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,41 +42,66 @@ pub struct Manifest {
     pub network: NetworkOwner,
     /// Whether the container has a terminal: it can only be restored with one.
     pub terminal: bool,
+    /// The options of the dump that a restore goes by.
+    #[serde(default)]
+    pub options: Layer,
     /// The files of the complete image and their sizes in bytes; empty while it is being written.
     #[serde(default)]
     files: BTreeMap<String, u64>,
+    /// BLAKE3 of some of the files, in hexadecimal.
+    #[serde(default)]
+    digests: BTreeMap<String, String>,
 }
 
 impl Manifest {
     /// A manifest of this version.
-    pub fn new(id: &str, network: NetworkOwner, terminal: bool) -> Self {
+    pub fn new(id: &str, network: NetworkOwner, terminal: bool, options: Layer) -> Self {
         Self {
             version: VERSION,
             id: id.into(),
             network,
             terminal,
+            options,
             files: BTreeMap::new(),
+            digests: BTreeMap::new(),
         }
     }
 
-    /// Notes what a complete image consists of, so that [`Manifest::check`] can tell a part of it from the whole.
-    pub fn seal(image_dir: &Path) -> io::Result<()> {
+    /// Notes what a complete image consists of, so that [`Manifest::check`] can tell a part of it from the whole, and
+    /// a damaged file where there is a digest of it.
+    pub fn seal(image_dir: &Path, digests: Digests) -> io::Result<()> {
         let Some(mut manifest) = Self::read(image_dir)? else {
             return Ok(());
         };
         for entry in fs::read_dir(image_dir)? {
             let entry = entry?;
             let name = entry.file_name().to_string_lossy().into_owned();
-            if name != MANIFEST {
-                manifest.files.insert(name, entry.metadata()?.len());
+            if name == MANIFEST {
+                continue;
             }
+            let has_digest = match digests {
+                Digests::None => false,
+                Digests::Metadata => !name.starts_with(PAGES_PREFIX),
+                Digests::All => true,
+            };
+            if has_digest {
+                manifest.digests.insert(name.clone(), digest(&entry.path())?);
+            }
+            manifest.files.insert(name, entry.metadata()?.len());
         }
         manifest.write(image_dir)
     }
 
-    /// Whether every file of the image is there with all its bytes. CRIU 4.2 does not notice pages that are missing
-    /// at a file's end: its restore tries to read them for ever.
+    /// Whether every file of the image is there with all its bytes, and unchanged where there is a digest of it. CRIU
+    /// 4.2 does not notice pages that are missing at a file's end: its restore tries to read them for ever. And it
+    /// believes what its files say, so that a damaged one may restore a container that is subtly another.
     pub fn check(&self, image_dir: &Path) -> io::Result<()> {
+        let damaged = |what: String| {
+            io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("the checkpoint image is damaged: {what}"),
+            )
+        };
         self.files.iter().try_for_each(|(name, expected)| {
             let present = match fs::metadata(image_dir.join(name)) {
                 Ok(metadata) => metadata.len(),
@@ -82,10 +111,13 @@ impl Manifest {
             if present == *expected {
                 return Ok(());
             }
-            Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                format!("the checkpoint image is damaged: {name} has {present} of {expected} bytes"),
-            ))
+            Err(damaged(format!("{name} has {present} of {expected} bytes")))
+        })?;
+        self.digests.iter().try_for_each(|(name, expected)| {
+            if digest(&image_dir.join(name))? == *expected {
+                return Ok(());
+            }
+            Err(damaged(format!("{name} is not what was written at the dump")))
         })
     }
 
@@ -120,6 +152,12 @@ impl Manifest {
     }
 }
 
+fn digest(path: &Path) -> io::Result<String> {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update_reader(fs::File::open(path)?)?;
+    Ok(hasher.finalize().to_hex().to_string())
+}
+
 /// Bytes of all files of an image directory.
 pub fn size_bytes(image_dir: &Path) -> io::Result<u64> {
     fs::read_dir(image_dir)?.try_fold(0, |sum, entry| Ok(sum + entry?.metadata()?.len()))
@@ -139,12 +177,12 @@ mod tests {
                 .unwrap()
                 .check(directory.path())
         };
-        Manifest::new("abc", NetworkOwner::Criu, false)
+        Manifest::new("abc", NetworkOwner::Criu, false, Layer::default())
             .write(directory.path())
             .unwrap();
         fs::write(&pages, "12345").unwrap();
         check().unwrap();
-        Manifest::seal(directory.path()).unwrap();
+        Manifest::seal(directory.path(), Digests::None).unwrap();
         check().unwrap();
         fs::write(&pages, "123").unwrap();
         assert!(
@@ -163,10 +201,47 @@ mod tests {
     }
 
     #[test]
+    fn a_changed_byte_is_damage_where_there_is_a_digest() {
+        for (digests, pages_too) in [(Digests::Metadata, false), (Digests::All, true)] {
+            let directory = tempfile::tempdir().unwrap();
+            let check = || {
+                let manifest = Manifest::read(directory.path()).unwrap().unwrap();
+                manifest
+                    .check(directory.path())
+                    .map_err(|error| error.to_string())
+            };
+            Manifest::new("abc", NetworkOwner::Criu, false, Layer::default())
+                .write(directory.path())
+                .unwrap();
+            let (core, pages) = (
+                directory.path().join("core-1.img"),
+                directory.path().join("pages-1.img"),
+            );
+            fs::write(&core, "12345").unwrap();
+            fs::write(&pages, "12345").unwrap();
+            Manifest::seal(directory.path(), digests).unwrap();
+            check().unwrap();
+            fs::write(&pages, "12346").unwrap();
+            assert_eq!(check().is_err(), pages_too);
+            fs::write(&pages, "12345").unwrap();
+            fs::write(&core, "12346").unwrap();
+            assert!(
+                check()
+                    .unwrap_err()
+                    .contains("core-1.img is not what was written")
+            );
+        }
+    }
+
+    #[test]
     fn a_manifest_survives_and_strangers_are_told_apart() {
         let directory = tempfile::tempdir().unwrap();
         assert_eq!(Manifest::read(directory.path()).unwrap(), None);
-        let manifest = Manifest::new("abc", NetworkOwner::Engine, true);
+        let options = Layer {
+            file_locks: Some(false),
+            ..Layer::default()
+        };
+        let manifest = Manifest::new("abc", NetworkOwner::Engine, true, options);
         manifest.write(directory.path()).unwrap();
         assert_eq!(Manifest::read(directory.path()).unwrap(), Some(manifest));
         fs::write(

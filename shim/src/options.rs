@@ -10,7 +10,7 @@ use containerd_shim::api::CheckpointTaskRequest;
 use containerd_shim::protos::protobuf::well_known_types::any::Any;
 use containerd_shim::protos::protobuf::{CodedInputStream, Message};
 use containerd_shim::protos::shim::oci::{CheckpointOptions, Options};
-use godwit_runtime::options::{Layer, Tcp};
+use godwit_runtime::options::{CgroupsMode, EmptyNamespaces, Layer, Tcp};
 use godwit_runtime::runc::RuncSettings;
 
 use crate::error::ShimError;
@@ -98,14 +98,40 @@ pub(crate) fn checkpoint_order(request: &CheckpointTaskRequest) -> Result<Checkp
         leave_running: Some(!options.exit),
         tcp: options.open_tcp.then_some(Tcp::Established),
         external_unix_sockets: options.external_unix_sockets.then_some(true),
+        shell_job: options.terminal.then_some(true),
         file_locks: options.file_locks.then_some(true),
-        ghost_limit: None,
+        empty_namespaces: empty_namespaces(&options.empty_namespaces)?,
+        cgroups_mode: cgroups_mode(&options.cgroups_mode)?,
+        ..Layer::default()
     };
     if !options.image_path.is_empty() {
         order.image_dir = PathBuf::from(options.image_path);
     }
     order.work_dir = (!options.work_path.is_empty()).then(|| PathBuf::from(options.work_path));
     Ok(order)
+}
+
+/// runC can empty no namespace but that of the network.
+fn empty_namespaces(names: &[String]) -> Result<Option<EmptyNamespaces>, ShimError> {
+    match names.iter().find(|name| *name != "network") {
+        Some(other) => Err(ShimError::InvalidArgument(format!(
+            "empty_namespaces: {other} cannot be left empty, only network can"
+        ))),
+        None => Ok((!names.is_empty()).then_some(EmptyNamespaces::Network)),
+    }
+}
+
+fn cgroups_mode(name: &str) -> Result<Option<CgroupsMode>, ShimError> {
+    match name {
+        "" => Ok(None),
+        "ignore" => Ok(Some(CgroupsMode::Ignore)),
+        "soft" => Ok(Some(CgroupsMode::Soft)),
+        "full" => Ok(Some(CgroupsMode::Full)),
+        "strict" => Ok(Some(CgroupsMode::Strict)),
+        _ => Err(ShimError::InvalidArgument(format!(
+            "cgroups_mode: {name} is none of ignore, soft, full and strict"
+        ))),
+    }
 }
 
 /// `runtimeoptions.v1.Options`: fields type_url 1, config_path 2, config_body 3.
@@ -222,5 +248,82 @@ mod tests {
         assert!(decode(Some(&any("some.other.Options", b""))).is_err());
         assert!(decode(Some(&any("runtimeoptions.v1.Options", b"\x12\x02/x"))).is_err());
         assert!(decode(Some(&any("runtimeoptions.v1.Options", b""))).is_ok());
+    }
+
+    fn ordered(type_url: &str, options: &CheckpointOptions) -> Result<CheckpointOrder, ShimError> {
+        checkpoint_order(&CheckpointTaskRequest {
+            path: "/engine".into(),
+            options: Some(any(type_url, &options.write_to_bytes().unwrap())).into(),
+            ..Default::default()
+        })
+    }
+
+    #[test]
+    fn every_field_of_a_checkpoint_request_is_heard_under_both_names() {
+        let options = CheckpointOptions {
+            exit: true,
+            open_tcp: true,
+            external_unix_sockets: true,
+            terminal: true,
+            file_locks: true,
+            empty_namespaces: vec!["network".into()],
+            cgroups_mode: "soft".into(),
+            image_path: "/image".into(),
+            work_path: "/logs".into(),
+            ..Default::default()
+        };
+        for name in [
+            "containerd.runc.v1.CheckpointOptions",
+            "containerd.linux.runc.CheckpointOptions",
+        ] {
+            let order = ordered(name, &options).unwrap();
+            assert_eq!(order.image_dir, Path::new("/image"));
+            assert_eq!(order.work_dir.as_deref(), Some(Path::new("/logs")));
+            let heard = Layer {
+                leave_running: Some(false),
+                tcp: Some(Tcp::Established),
+                external_unix_sockets: Some(true),
+                shell_job: Some(true),
+                file_locks: Some(true),
+                empty_namespaces: Some(EmptyNamespaces::Network),
+                cgroups_mode: Some(CgroupsMode::Soft),
+                ..Layer::default()
+            };
+            assert_eq!(order.layer, heard);
+        }
+    }
+
+    #[test]
+    fn a_request_leaves_to_the_others_what_it_does_not_set() {
+        let order = ordered(
+            "containerd.runc.v1.CheckpointOptions",
+            &CheckpointOptions::default(),
+        )
+        .unwrap();
+        let heard = Layer {
+            leave_running: Some(true),
+            ..Layer::default()
+        };
+        assert_eq!((order.layer, order.image_dir), (heard, "/engine".into()));
+    }
+
+    #[test]
+    fn what_a_checkpoint_cannot_honour_is_refused_by_name() {
+        let refused = |options: CheckpointOptions| {
+            ordered("containerd.runc.v1.CheckpointOptions", &options)
+                .unwrap_err()
+                .to_string()
+        };
+        let error = refused(CheckpointOptions {
+            empty_namespaces: vec!["network".into(), "ipc".into()],
+            ..Default::default()
+        });
+        assert!(error.contains("ipc"), "{error}");
+        let error = refused(CheckpointOptions {
+            cgroups_mode: "hard".into(),
+            ..Default::default()
+        });
+        assert!(error.contains("hard"), "{error}");
+        assert!(ordered("some.other.CheckpointOptions", &CheckpointOptions::default()).is_err());
     }
 }

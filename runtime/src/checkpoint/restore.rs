@@ -13,13 +13,15 @@ use std::time::Duration;
 use oci_spec::runtime::Spec;
 
 use super::reports::{Reporter, Reports};
-use super::{CheckpointError, Clock, Site, Step, add_gate, furnish, write_criu_config};
+use super::{
+    CheckpointError, Clock, PutRoot, Site, Step, furnish, network, prepare_restore, write_criu_config,
+};
 use crate::control::write_atomically;
 use crate::criu::RESTORE_LOG;
 use crate::gate::{GateRecord, Report};
 use crate::hold::{HoldRecord, POST_RESTORE};
 use crate::image::{Manifest, NetworkOwner};
-use crate::options::{CheckpointOptions, Tcp};
+use crate::options::{CheckpointOptions, Layer, Tcp};
 use crate::runc::{RuncError, Streams};
 
 /// A terabyte of memory at the rate of a slow disk, or an engine that is slow to start what it has created, or a
@@ -35,8 +37,10 @@ pub struct RestoreRequest {
     pub image_dir: PathBuf,
     /// Where CRIU keeps logs; ours if none is given.
     pub work_dir: Option<PathBuf>,
-    /// The options.
-    pub options: CheckpointOptions,
+    /// Options that hold whatever the image says.
+    pub told: Layer,
+    /// Options where the image says nothing.
+    pub usual: Layer,
     /// Whether the container has a terminal.
     pub terminal: bool,
     /// `--no-pivot`.
@@ -53,6 +57,7 @@ pub struct Restore {
     gate: Option<Reporter>,
     call: Pin<Box<dyn Future<Output = Result<(), RuncError>> + Send>>,
     clock: Clock,
+    _put_root: Option<PutRoot>,
 }
 
 impl Restore {
@@ -79,11 +84,17 @@ impl Restore {
             ));
         }
         // Another shim's image: Docker has them dump without the network, which the engine then makes.
-        let engine_network = manifest.is_none_or(|manifest| manifest.network == NetworkOwner::Engine);
         let spec = site.bundle.spec().map_err(unready)?;
+        // Never a namespace that others share, whatever the image says: the gate would cut them off.
+        let engine_network = network::has_own_network(&spec)
+            && manifest
+                .as_ref()
+                .is_none_or(|manifest| manifest.network == NetworkOwner::Engine);
+        let remembered = manifest.map(|manifest| manifest.options).unwrap_or_default();
+        let options = CheckpointOptions::resolve(&[&request.told, &remembered, &request.usual]);
         let work = furnish(&site, "work-restore").map_err(unready)?;
         let work = request.work_dir.clone().unwrap_or(work);
-        write_criu_config(&site, &request.options).map_err(unready)?;
+        write_criu_config(&site, &options).map_err(unready)?;
         let hold = HoldRecord {
             verdict: request.verdict.clone(),
             gated: engine_network,
@@ -100,9 +111,9 @@ impl Restore {
             let json = json.map_err(|error| unready(error.into()))?;
             write_atomically(&site.control.join(name), &json).map_err(unready)?;
         }
-        add_gate(&site.bundle, &site.control).map_err(unready)?;
+        prepare_restore(&site.bundle, &site.control).map_err(unready)?;
+        let put_root = PutRoot::make(&site.bundle, &spec);
         let reports = Reports::listen(&site.control).map_err(unready)?;
-        let options = &request.options;
         let call = site
             .runc
             .call("restore")
@@ -111,12 +122,12 @@ impl Restore {
             .option("--pid-file", site.bundle.init_pid_file())
             .option("--image-path", &request.image_dir)
             .option("--work-path", &work)
-            .option("--manage-cgroups-mode", "ignore")
+            .option("--manage-cgroups-mode", options.cgroups_mode.as_str())
             .flag("--no-pivot", request.no_pivot)
             .flag("--tcp-established", options.tcp == Tcp::Established)
             .flag("--ext-unix-sk", options.external_unix_sockets)
             .flag("--file-locks", options.file_locks)
-            .flag("--shell-job", request.terminal)
+            .flag("--shell-job", options.shell_job.unwrap_or(request.terminal))
             .args(if engine_network {
                 &["--empty-ns", "network"][..]
             } else {
@@ -135,6 +146,7 @@ impl Restore {
             gate: None,
             call,
             clock: Clock::start(),
+            _put_root: put_root,
         })
     }
 

@@ -7,7 +7,7 @@ use containerd_shim::asynchronous::io::Stdio;
 use godwit_runtime::bundle::Bundle;
 use godwit_runtime::checkpoint::{self, Site};
 use godwit_runtime::control::{ControlDir, ShimRecord};
-use godwit_runtime::options::{CheckpointOptions, HOST_FILE, Layer};
+use godwit_runtime::options::{CheckpointOptions, HOST_FILE, HostLayers, Layer};
 use godwit_runtime::runc::Runc;
 use log::warn;
 
@@ -33,6 +33,8 @@ pub(super) struct Identity {
     pub(super) program: PathBuf,
     /// What the container's annotations say of checkpoints.
     pub(super) annotated: Layer,
+    /// What they say of restores, against the image.
+    pub(super) annotated_restore: Layer,
     /// The CRIU configuration the container brought itself.
     pub(super) own_criu_config: Option<PathBuf>,
     pub(super) no_pivot: bool,
@@ -60,10 +62,13 @@ impl Identity {
         let annotations = spec.annotations().clone().unwrap_or_default();
         let annotated = Layer::from_annotations(&annotations)
             .map_err(|error| ShimError::InvalidArgument(error.to_string()))?;
+        let annotated_restore = Layer::from_restore_annotations(&annotations)
+            .map_err(|error| ShimError::InvalidArgument(error.to_string()))?;
         Ok(Self {
             namespace: shim.namespace.clone(),
             program: shim.program.clone(),
             annotated,
+            annotated_restore,
             own_criu_config: None,
             rootfs: bundle.root_path(&spec),
             private_pids: has_private_pids(&spec),
@@ -113,20 +118,31 @@ impl Identity {
         }
     }
 
-    /// The options that follow from `request`, the container's annotations and the host's file.
-    pub(super) fn checkpoint_options(&self, request: &Layer) -> Result<CheckpointOptions, ShimError> {
-        let host = Layer::from_host_file(HOST_FILE.as_ref()).map_err(failed("read the host's options"))?;
-        // Docker cannot say what it means under a runtime name that is not its own. Its own default is to stop.
-        let engine = Layer {
-            leave_running: Some(self.namespace != "moby"),
-            ..Layer::default()
-        };
+    /// The options of a dump that follow from `request`, the container's annotations and the host's file.
+    pub(super) fn dump_options(&self, request: &Layer) -> Result<CheckpointOptions, ShimError> {
+        let host = host_layers()?;
         Ok(CheckpointOptions::resolve(&[
             request,
             &self.annotated,
-            &host,
-            &engine,
+            &host.checkpoint,
+            &self.engine_layer(),
         ]))
+    }
+
+    /// The options of a restore: those that hold whatever the image says, and those where it says nothing.
+    pub(super) fn restore_layers(&self) -> Result<(Layer, Layer), ShimError> {
+        let host = host_layers()?;
+        let told = Layer::merged(&[&self.annotated_restore, &host.restore]);
+        let usual = Layer::merged(&[&self.annotated, &host.checkpoint, &self.engine_layer()]);
+        Ok((told, usual))
+    }
+
+    /// Docker cannot say what it means under a runtime name that is not its own. Its own default is to stop.
+    fn engine_layer(&self) -> Layer {
+        Layer {
+            leave_running: Some(self.namespace != "moby"),
+            ..Layer::default()
+        }
     }
 
     /// Where the shim mounts what the request asks to mount. The container's root may lie elsewhere and be
@@ -144,6 +160,10 @@ impl Identity {
             warn!("the control directory of {} stays: {error}", self.id);
         }
     }
+}
+
+fn host_layers() -> Result<HostLayers, ShimError> {
+    HostLayers::read(HOST_FILE.as_ref()).map_err(failed("read the host's options"))
 }
 
 /// The streams the request asks for.

@@ -11,7 +11,6 @@ use containerd_shim::api::CreateTaskRequest;
 use containerd_shim::asynchronous::io::Stdio;
 use godwit_runtime::checkpoint::CheckpointError;
 use godwit_runtime::checkpoint::restore::{Restore, RestoreRequest};
-use godwit_runtime::options::Layer;
 use godwit_runtime::reaper::Departure;
 use godwit_runtime::ticket::{self, Ticket};
 use tokio::sync::oneshot;
@@ -111,10 +110,12 @@ pub(super) async fn run(
 ) -> Result<(i32, Departure, PendingRestore), ShimError> {
     let result = async {
         let (streams, pending) = io::open(stdio, identity.io_owner, identity.control.join("console.sock"))?;
+        let (told, usual) = identity.restore_layers()?;
         let request = RestoreRequest {
             image_dir: image.directory,
             work_dir: None,
-            options: identity.checkpoint_options(&Layer::default())?,
+            told,
+            usual,
             terminal: stdio.terminal,
             no_pivot: identity.no_pivot,
             verdict: image.verdict,
