@@ -10,7 +10,9 @@ from tests.support import needs_slow
 BUSY = SERVER.replace(
     "listener = socket",
     """
+import os
 if os.fork() == 0:
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     while True:
         pid = os.fork()
         if pid == 0:

@@ -105,7 +105,8 @@ class KernelObjects(CheckpointTest):
         n_before = len(self.ticks(name))
         self.restore(name)
         self.soon("its log to go on", lambda: len(self.ticks(name)) > n_before + 2)
-        self.assertEqual(list(range(1, len(self.ticks(name)) + 1)), self.ticks(name))
+        ticks = self.ticks(name)
+        self.assertEqual(list(range(1, len(ticks) + 1)), ticks)
         self.assertNotEqual(0, self.docker("exec", name, "test", "-e", "/tmp", check=False).returncode, "it has a /tmp now")
 
     # === what CRIU cannot take

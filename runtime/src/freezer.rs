@@ -112,24 +112,30 @@ impl Freezer {
     }
 
     fn freeze_until(&self, deadline: Instant) -> io::Result<()> {
-        let late = |what: String| {
-            let text = format!("{what} within {FREEZE_DEADLINE:?}");
-            io::Error::new(io::ErrorKind::TimedOut, text)
+        let late = |parent: Option<i32>| {
+            let what = match parent {
+                Some(parent) => {
+                    format!("process {parent} waits for a child that it made by vfork and that does not exec")
+                }
+                None => format!("tasks of {} do not freeze", self.directory.display()),
+            };
+            io::Error::new(
+                io::ErrorKind::TimedOut,
+                format!("{what} within {FREEZE_DEADLINE:?}"),
+            )
         };
+        let mut waiting_parent = None;
         loop {
             self.write("FROZEN", "1")?;
             while !self.is_frozen()? {
                 if Instant::now() >= deadline {
-                    return Err(late(format!(
-                        "tasks of {} do not freeze",
-                        self.directory.display()
-                    )));
+                    return Err(late(waiting_parent));
                 }
                 std::thread::sleep(POLL_INTERVAL);
             }
-            let parent = match obstacle(&self.directory)? {
+            match obstacle(&self.directory)? {
                 None => return Ok(()),
-                Some(Obstacle::Vfork(parent)) => parent,
+                Some(Obstacle::Vfork(parent)) => waiting_parent = Some(parent),
                 // The freezer of version 2 wakes what is stopped, as a tracer needs it.
                 Some(Obstacle::Stopped(_)) if self.version == Version::V2 => return Ok(()),
                 Some(Obstacle::Stopped(task)) => {
@@ -141,12 +147,9 @@ impl Freezer {
                         ),
                     ));
                 }
-            };
+            }
             if Instant::now() >= deadline {
-                let what = format!(
-                    "process {parent} waits for a child that it made by vfork and that does not exec"
-                );
-                return Err(late(what));
+                return Err(late(waiting_parent));
             }
             self.thaw()?;
             std::thread::sleep(VFORK_GRACE);

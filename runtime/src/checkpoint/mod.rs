@@ -156,7 +156,8 @@ impl PutRoot {
             .and_then(|root| root.readonly())
             .unwrap_or(false);
         let path = bundle.root_path(spec).join("tmp");
-        (read_only && fs::create_dir(&path).is_ok()).then_some(Self(path))
+        // Lazily: one that was not made here must not be dropped either.
+        (read_only && fs::create_dir(&path).is_ok()).then(|| Self(path))
     }
 }
 
