@@ -16,7 +16,7 @@ if os.fork() == 0:
     while True:
         pid = os.fork()
         if pid == 0:
-            os.execv("/bin/sh", ["sh", "-c", ": >/tmp/$$; exec true"])
+            os.execv("/bin/sh", ["sh", "-c", ": >/tmp/$$"])
         os.waitpid(pid, 0)
         with open("/growing", "ab") as file:
             file.write(b"x" * 10000)
@@ -54,7 +54,7 @@ class Soak(CheckpointTest):
             "logs kept": "ls /var/log/godwit | wc -l",
             "files of the bundle": f"ls -A /run/containerd/io.containerd.runtime.v2.task/moby/{self.inspect(name, '{{.Id}}')} | wc -l",
         }
-        script = "; ".join(f"echo $({command})" for command in count.values())
+        script = "; ".join(f"echo $( {command} )" for command in count.values())
         return dict(zip(count, self.ha.run("sh", "-c", script).stdout.split(), strict=True))
 
     def rss_kib(self, shim: str) -> int:
