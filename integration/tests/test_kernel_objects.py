@@ -142,8 +142,8 @@ class KernelObjects(CheckpointTest):
 
     def test_processes_of_exec_are_killed_first_where_that_is_asked_for(self) -> None:
         name = self.holding("tmpfs", options=("--annotation", "io.godwit.checkpoint.kill-execs=true"))
-        for script in ("sleep 1000", "sleep 1000 & sleep 1000", "exec sleep 1000 <&- >&-"):
-            self.docker("exec", "--detach", name, "sh", "-c", script)
+        for script in ("import time; time.sleep(1000)", "import signal; signal.pause()"):
+            self.docker("exec", "--detach", name, "python3", "-c", script)
         with Terminal(self.ha, "docker", "exec", "-it", name, "sh") as terminal:
             terminal.expect("#")
             self.checkpoint(name)

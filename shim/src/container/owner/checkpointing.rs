@@ -12,10 +12,12 @@ use godwit_runtime::bundle::ExitRecord;
 use godwit_runtime::checkpoint::dump::{Dump, DumpEnd, DumpRequest, Hold};
 use godwit_runtime::checkpoint::restore::Restore;
 use godwit_runtime::checkpoint::{CheckpointError, Site, Step};
+use godwit_runtime::freezer::Freezer;
 use godwit_runtime::image;
 use godwit_runtime::options::{CheckpointOptions, Layer};
 use godwit_runtime::reaper::{End, Exit, Reaper};
 use log::{info, warn};
+use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 
 use super::super::command::{DumpOrder, Finished, Held, Reply};
@@ -319,6 +321,8 @@ impl Owner {
         let pids = execs.iter().filter_map(|id| self.execs.get(id));
         let doomed = DoomedExecs {
             site: self.identity.site(),
+            init: self.init.pid.cast_signed(),
+            paused: self.lifecycle == Lifecycle::Paused,
             reaper: self.shim.reaper.clone(),
             pids: pids.map(|exec| exec.process.pid.cast_signed()).collect(),
         };
@@ -377,6 +381,8 @@ impl Owner {
 /// Processes of exec that must not be there when a dump begins: they belong to a process tree outside the container.
 struct DoomedExecs {
     site: Site,
+    init: i32,
+    paused: bool,
     reaper: Reaper,
     pids: Vec<i32>,
 }
@@ -384,16 +390,33 @@ struct DoomedExecs {
 impl DoomedExecs {
     /// Kills them and waits for their end.
     async fn end(self) -> Result<(), CheckpointError> {
+        if self.pids.is_empty() {
+            return Ok(());
+        }
         for pid in &self.pids {
             self.reaper.kill(*pid, nix::libc::SIGKILL);
         }
+        let unready = |error: std::io::Error| CheckpointError::unready("dump", &self.site, &error);
+        if !self.paused {
+            return self.ended().await.map_err(unready);
+        }
+        // What is frozen dies only when it thaws, and containerd pauses a container before each checkpoint.
+        let freezer = Freezer::of(self.init).map_err(unready)?;
+        freezer.thaw().map_err(unready)?;
+        let ended = self.ended().await;
+        let frozen = spawn_blocking(move || freezer.freeze()).await;
+        ended.map_err(unready)?;
+        frozen.map_err(std::io::Error::other).flatten().map_err(unready)
+    }
+
+    async fn ended(&self) -> std::io::Result<()> {
         let deadline = Instant::now() + EXEC_END_DEADLINE;
-        for pid in self.pids {
+        for pid in &self.pids {
             // The reaper knows only children that are not reaped: a signal of 0 asks it.
-            while self.reaper.kill(pid, 0) {
+            while self.reaper.kill(*pid, 0) {
                 if Instant::now() >= deadline {
                     let reason = format!("process {pid} of an exec does not end, though it was killed");
-                    return Err(CheckpointError::unready("dump", &self.site, &reason));
+                    return Err(std::io::Error::new(std::io::ErrorKind::TimedOut, reason));
                 }
                 sleep(EXEC_END_INTERVAL).await;
             }
