@@ -12,7 +12,7 @@ use std::collections::HashMap;
 
 use containerd_shim::api::CheckpointTaskRequest;
 use containerd_shim::protos::protobuf::Message;
-use godwit_runtime::options::{ANNOTATION_PREFIX, CheckpointOptions, Layer};
+use godwit_runtime::options::{ANNOTATION_PREFIX, CheckpointOptions, HostLayers, Layer};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|input: &[u8]| {
@@ -24,7 +24,8 @@ fuzz_target!(|input: &[u8]| {
         1 => annotations(rest),
         _ => std::str::from_utf8(rest)
             .ok()
-            .and_then(|text| Layer::from_host_text(text).ok()),
+            .and_then(|text| HostLayers::parse(text).ok())
+            .map(|host| host.checkpoint),
     };
     if let Some(layer) = layer {
         let resolved = CheckpointOptions::resolve(&[&layer]);

@@ -9,7 +9,7 @@ use std::fs;
 use std::net::{IpAddr, Ipv6Addr};
 use std::path::Path;
 
-use godwit_runtime::options::{CheckpointOptions, HOST_FILE, Layer, Tcp};
+use godwit_runtime::options::{CheckpointOptions, HOST_FILE, HostLayers, Layer, Tcp};
 
 use crate::checks::processes_of;
 use crate::engine::Container;
@@ -68,8 +68,8 @@ fn tcp_option(container: &Container) -> Result<Tcp, String> {
     let annotations: HashMap<String, String> =
         serde_json::from_value(annotations.clone()).unwrap_or_default();
     let layer = Layer::from_annotations(&annotations).map_err(|error| error.to_string())?;
-    let host = Layer::from_host_file(Path::new(HOST_FILE)).map_err(|error| error.to_string())?;
-    Ok(CheckpointOptions::resolve(&[&layer, &host]).tcp)
+    let host = HostLayers::read(Path::new(HOST_FILE)).map_err(|error| error.to_string())?;
+    Ok(CheckpointOptions::resolve(&[&layer, &host.checkpoint]).tcp)
 }
 
 /// Whether the container will have this address on any host. An IPv6 address counts as its network's IPv4 one does,

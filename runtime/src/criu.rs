@@ -9,7 +9,7 @@ use std::fs;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
-use crate::options::{CheckpointOptions, Tcp};
+use crate::options::{CheckpointOptions, NetworkLock, Tcp};
 
 /// The OCI annotation by which runC finds a CRIU configuration file.
 pub const CONFIG_ANNOTATION: &str = "org.criu.config";
@@ -34,11 +34,22 @@ pub fn config(options: &CheckpointOptions, hold: &Path, extra: &str) -> String {
         Tcp::Established => "tcp-established",
         Tcp::Close => "tcp-close",
     });
-    // CRIU would carry the cgroups' settings along; they are the engine's, and differ between hosts. runC's own option
-    // takes this value from 1.2 on only.
-    line("manage-cgroups=ignore");
+    // In the file, because runC's own option takes `ignore` from 1.2 on only.
+    line(&format!("manage-cgroups={}", options.cgroups_mode.as_str()));
     line(&format!("ghost-limit {}", options.ghost_limit_bytes));
-    line("link-remap");
+    line(&format!("timeout {}", options.timeout_seconds));
+    for (name, wanted) in [
+        ("link-remap", options.link_remap),
+        ("skip-in-flight", options.skip_in_flight),
+    ] {
+        if wanted {
+            line(name);
+        }
+    }
+    if let Some(path) = &options.irmap_scan_path {
+        line("force-irmap");
+        line(&format!("irmap-scan-path {}", path.display()));
+    }
     line(&format!("action-script {}", hold.display()));
     text.push_str(extra);
     text
@@ -47,12 +58,16 @@ pub fn config(options: &CheckpointOptions, hold: &Path, extra: &str) -> String {
 /// Text of the file that [`CONFIG_VARIABLE`] names for a dump; a restore goes by what the image says.
 ///
 /// CRIU 4.1 ends by a segmentation fault when the other file holds this option.
-pub fn early_config() -> &'static str {
+pub fn early_config(options: &CheckpointOptions) -> &'static str {
     // nft's one transaction is an order of magnitude quicker than iptables' several programs.
-    if find_program("nft").is_some() {
-        "network-lock nftables\n"
-    } else {
-        "network-lock iptables\n"
+    let lock = options.network_lock.unwrap_or_else(|| match find_program("nft") {
+        Some(_) => NetworkLock::Nftables,
+        None => NetworkLock::Iptables,
+    });
+    match lock {
+        NetworkLock::Nftables => "network-lock nftables\n",
+        NetworkLock::Iptables => "network-lock iptables\n",
+        NetworkLock::Skip => "network-lock skip\n",
     }
 }
 
@@ -114,6 +129,19 @@ const REMEDIES: &[(&str, &str)] = &[
     (
         "Can't lookup mount",
         "a process holds a file from outside the container's mounts: close it or mount its directory",
+    ),
+    (
+        "Can't dump that handle",
+        "a file is watched (inotify) where the kernel gives no handles, as on the container's own overlay: watch it on a \
+         volume or tmpfs, or name its directory by io.godwit.checkpoint.irmap-scan-path",
+    ),
+    (
+        "Can't dump nested user namespace",
+        "a process has made a user namespace of its own (a browser's sandbox does): switch that off",
+    ),
+    (
+        "Can't create a temporary directory",
+        "the root is read-only and has no /tmp: give the image an empty directory of that name, or the container a tmpfs",
     ),
     (
         "ghost",

@@ -4,6 +4,15 @@
 //! tenth of a second of downtime. A cgroup that is frozen already costs it nothing. This module freezes within a
 //! millisecond where the tasks allow, and says how to thaw. It does not decide when, and it never freezes for good:
 //! whoever calls [`Freezer::freeze`] owes a [`Freezer::thaw`].
+//!
+//! A frozen cgroup is not always one that CRIU can seize. A process that has called vfork waits, deaf to a tracer,
+//! for its child to exec or exit; if the freeze came in between, CRIU stops the child first and then waits for the
+//! parent until it gives up after ten seconds ("Unseizable non-zombie … state D"). Every shell that starts a program
+//! is such a parent for some microseconds. So a freeze that hit one is undone for a moment and repeated.
+//!
+//! A process that a signal has stopped cannot be seized in a frozen cgroup of version 1 at all: the kernel lets the
+//! tracer wait, deaf to its own alarm, until the stopped process runs, and CRIU thaws only after it has seized all. So
+//! a freeze for a dump refuses it.
 
 use std::fs;
 use std::io;
@@ -20,6 +29,15 @@ use serde::{Deserialize, Serialize};
 
 /// How long tasks may take to freeze: a task in an uninterruptible wait holds it up. CRIU gives up after as long.
 const FREEZE_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long tasks run when a freeze came between a vfork and its exec; most need microseconds.
+const VFORK_GRACE: Duration = Duration::from_millis(1);
+
+/// Where a task waits that has called vfork, as `/proc/PID/wchan` has it: the wait itself is part of these functions.
+const VFORK_WAITS: &[&str] = &["kernel_clone", "wait_for_vfork_done", "_do_fork"];
+
+/// Where a task waits that a signal has stopped.
+const STOP_WAIT: &str = "do_signal_stop";
 
 /// How often the state is looked at while tasks freeze.
 const POLL_INTERVAL: Duration = Duration::from_micros(200);
@@ -83,24 +101,59 @@ impl Freezer {
         }
     }
 
-    /// Freezes every task and returns when they are; on an error they run.
+    /// Freezes every task for CRIU to seize, and returns when all are; on an error they are as they were.
     pub fn freeze(&self) -> io::Result<()> {
-        self.write("FROZEN", "1")?;
-        let deadline = Instant::now() + FREEZE_DEADLINE;
-        while !self.is_frozen()? {
-            if Instant::now() >= deadline {
-                self.thaw()?;
-                return Err(io::Error::new(
-                    io::ErrorKind::TimedOut,
-                    format!(
-                        "tasks of {} do not freeze within {FREEZE_DEADLINE:?}",
-                        self.directory.display()
-                    ),
-                ));
-            }
-            std::thread::sleep(POLL_INTERVAL);
+        let was_frozen = self.is_frozen()?;
+        let result = self.freeze_until(Instant::now() + FREEZE_DEADLINE);
+        if result.is_err() && !was_frozen {
+            self.thaw()?;
         }
-        Ok(())
+        result
+    }
+
+    fn freeze_until(&self, deadline: Instant) -> io::Result<()> {
+        let late = |parent: Option<i32>| {
+            let what = match parent {
+                Some(parent) => {
+                    format!("process {parent} waits for a child that it made by vfork and that does not exec")
+                }
+                None => format!("tasks of {} do not freeze", self.directory.display()),
+            };
+            io::Error::new(
+                io::ErrorKind::TimedOut,
+                format!("{what} within {FREEZE_DEADLINE:?}"),
+            )
+        };
+        let mut waiting_parent = None;
+        loop {
+            self.write("FROZEN", "1")?;
+            while !self.is_frozen()? {
+                if Instant::now() >= deadline {
+                    return Err(late(waiting_parent));
+                }
+                std::thread::sleep(POLL_INTERVAL);
+            }
+            match obstacle(&self.directory)? {
+                None => return Ok(()),
+                Some(Obstacle::Vfork(parent)) => waiting_parent = Some(parent),
+                // The freezer of version 2 wakes what is stopped, as a tracer needs it.
+                Some(Obstacle::Stopped(_)) if self.version == Version::V2 => return Ok(()),
+                Some(Obstacle::Stopped(task)) => {
+                    return Err(io::Error::new(
+                        io::ErrorKind::ResourceBusy,
+                        format!(
+                            "process {task} is stopped by a signal, which hangs CRIU on cgroup v1: continue it \
+                             first (kill -CONT {task})"
+                        ),
+                    ));
+                }
+            }
+            if Instant::now() >= deadline {
+                return Err(late(waiting_parent));
+            }
+            self.thaw()?;
+            std::thread::sleep(VFORK_GRACE);
+        }
     }
 
     /// Lets every task run. A cgroup that is gone has nothing to thaw.
@@ -138,6 +191,48 @@ impl Freezer {
             .open(self.directory.join(file))?;
         io::Write::write_all(&mut file, value.as_bytes())
     }
+}
+
+/// A frozen task that CRIU could not seize.
+enum Obstacle {
+    /// It waits for its vfork child.
+    Vfork(i32),
+    /// A signal has stopped it.
+    Stopped(i32),
+}
+
+/// What stands in CRIU's way in a frozen cgroup and those below it. A vfork is told first: it passes.
+fn obstacle(cgroup: &Path) -> io::Result<Option<Obstacle>> {
+    let mut stopped = None;
+    for list in ["tasks", "cgroup.threads"] {
+        let tasks = match fs::read_to_string(cgroup.join(list)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            other => other?,
+        };
+        for task in tasks.lines() {
+            // A task may have been killed meanwhile; then it is in nobody's way.
+            let waits_in =
+                fs::read_to_string(Path::new("/proc").join(task).join("wchan")).unwrap_or_default();
+            let Ok(id) = task.parse() else { continue };
+            if VFORK_WAITS.contains(&waits_in.as_str()) {
+                return Ok(Some(Obstacle::Vfork(id)));
+            }
+            if waits_in == STOP_WAIT {
+                stopped = stopped.or(Some(Obstacle::Stopped(id)));
+            }
+        }
+    }
+    for entry in fs::read_dir(cgroup)? {
+        let entry = entry?;
+        if !entry.file_type()?.is_dir() {
+            continue;
+        }
+        match obstacle(&entry.path())? {
+            Some(Obstacle::Vfork(parent)) => return Ok(Some(Obstacle::Vfork(parent))),
+            other => stopped = stopped.or(other),
+        }
+    }
+    Ok(stopped)
 }
 
 /// The path of `controller` in the text of `/proc/PID/cgroup`; the empty name is the unified hierarchy.

@@ -35,6 +35,11 @@ pub enum Report {
         /// CRIU's name of it: `post-dump`, `post-restore` …
         action: String,
     },
+    /// The holder makes CRIU fail; no answer is expected.
+    Refusal {
+        /// Why.
+        reason: String,
+    },
 }
 
 /// The shim's answer that opens the gate.

@@ -56,8 +56,10 @@ pub struct HoldRecord {
     pub hold_ms: Option<u64>,
     /// Whether a gate has closed the network namespace, which the holder is to open at `post-restore`.
     pub gated: bool,
-    /// For a dump: the freezer of a container that was not paused before.
+    /// For a dump: the container's freezer.
     pub freezer: Option<Freezer>,
+    /// Whether the container was paused before, and is to stay so: nobody thaws it.
+    pub paused: bool,
 }
 
 impl HoldRecord {
@@ -66,7 +68,7 @@ impl HoldRecord {
     /// A held dump that ends without a verdict is aborted first; tasks that are left after `committed` are killed.
     /// May be called again, by whoever outlived CRIU.
     pub fn settle(&self) -> io::Result<()> {
-        let Some(freezer) = &self.freezer else {
+        let Some(freezer) = self.freezer.as_ref().filter(|_| !self.paused) else {
             return Ok(());
         };
         match &self.verdict {
@@ -85,7 +87,11 @@ pub fn main(called_as: &Path) -> io::Result<()> {
     let action = std::env::var("CRTOOLS_SCRIPT_ACTION").map_err(io::Error::other)?;
     let record: HoldRecord = serde_json::from_slice(&fs::read(control.join("hold.json"))?)?;
     if let (PRE_DUMP, Some(freezer)) = (action.as_str(), &record.freezer) {
-        freeze(freezer, &control)?;
+        if !record.paused {
+            leave_thawer(&control)?;
+        }
+        // Also what is paused already: the pause may have come amid a vfork.
+        freezer.freeze().inspect_err(|error| refuse(&control, error))?;
     }
     // The clock is not worth a container: a shim that is gone is no reason to fail.
     if let Ok(mut shim) = UnixStream::connect(control.join("ctl.sock")) {
@@ -139,8 +145,8 @@ fn is_running(process: &Path) -> bool {
         .is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
 }
 
-/// Freezes a container, with the thawer in place first.
-fn freeze(freezer: &Freezer, control: &ControlDir) -> io::Result<()> {
+/// Starts the process that thaws when CRIU has ended, whatever ends it.
+fn leave_thawer(control: &ControlDir) -> io::Result<()> {
     Command::new("/proc/self/exe")
         .arg0(control.join(THAWER_NAME))
         .arg(std::os::unix::process::parent_id().to_string())
@@ -148,8 +154,16 @@ fn freeze(freezer: &Freezer, control: &ControlDir) -> io::Result<()> {
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
-        .spawn()?;
-    freezer.freeze()
+        .spawn()
+        .map(drop)
+}
+
+/// Tells the shim why the holder makes CRIU fail; CRIU's log says only that a script did.
+fn refuse(control: &ControlDir, reason: &io::Error) {
+    if let Ok(mut shim) = UnixStream::connect(control.join("ctl.sock")) {
+        let reason = reason.to_string();
+        let _ = gate::send(&mut shim, &Report::Refusal { reason });
+    }
 }
 
 /// A dump that nobody decides about in time is given up, unless somebody decided meanwhile.

@@ -12,12 +12,16 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::control::write_atomically;
+use crate::options::{Digests, Layer};
 
 /// The manifest's name in the image directory.
 pub const MANIFEST: &str = "godwit.json";
 
 /// The format this code writes and reads.
 const VERSION: u32 = 1;
+
+/// How the names of files with memory pages begin: by far the largest part of an image.
+const PAGES_PREFIX: &str = "pages-";
 
 /// Who fills the container's network namespace at a restore.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,9 +43,15 @@ pub struct Manifest {
     pub network: NetworkOwner,
     /// Whether the container has a terminal: it can only be restored with one.
     pub terminal: bool,
+    /// The options of the dump that a restore goes by.
+    #[serde(default)]
+    pub options: Layer,
     /// The files of the complete image and their sizes in bytes; empty while it is being written.
     #[serde(default)]
     files: BTreeMap<String, u64>,
+    /// BLAKE3 of some of the files, in hexadecimal.
+    #[serde(default)]
+    digests: BTreeMap<String, String>,
 }
 
 /// What every version's manifest says.
@@ -52,34 +62,53 @@ struct Version {
 
 impl Manifest {
     /// A manifest of this version.
-    pub fn new(id: &str, network: NetworkOwner, terminal: bool) -> Self {
+    pub fn new(id: &str, network: NetworkOwner, terminal: bool, options: Layer) -> Self {
         Self {
             version: VERSION,
             id: id.into(),
             network,
             terminal,
+            options,
             files: BTreeMap::new(),
+            digests: BTreeMap::new(),
         }
     }
 
-    /// Notes what a complete image consists of, so that [`Manifest::check`] can tell a part of it from the whole.
-    pub fn seal(image_dir: &Path) -> io::Result<()> {
+    /// Notes what a complete image consists of, so that [`Manifest::check`] can tell a part of it from the whole, and
+    /// a damaged file where there is a digest of it.
+    pub fn seal(image_dir: &Path, digests: Digests) -> io::Result<()> {
         let Some(mut manifest) = Self::read(image_dir)? else {
             return Ok(());
         };
         for entry in fs::read_dir(image_dir)? {
             let entry = entry?;
             let name = entry.file_name().to_string_lossy().into_owned();
-            if name != MANIFEST {
-                manifest.files.insert(name, entry.metadata()?.len());
+            if name == MANIFEST {
+                continue;
             }
+            let has_digest = match digests {
+                Digests::None => false,
+                Digests::Metadata => !name.starts_with(PAGES_PREFIX),
+                Digests::All => true,
+            };
+            if has_digest {
+                manifest.digests.insert(name.clone(), digest(&entry.path())?);
+            }
+            manifest.files.insert(name, entry.metadata()?.len());
         }
         manifest.write(image_dir)
     }
 
-    /// Whether every file of the image is there with all its bytes. CRIU 4.2 does not notice pages that are missing
-    /// at a file's end: its restore tries to read them for ever.
+    /// Whether every file of the image is there with all its bytes, and unchanged where there is a digest of it. CRIU
+    /// 4.2 does not notice pages that are missing at a file's end: its restore tries to read them for ever. And it
+    /// believes what its files say, so that a damaged one may restore a container that is subtly another.
     pub fn check(&self, image_dir: &Path) -> io::Result<()> {
+        let damaged = |what: String| {
+            io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("the checkpoint image is damaged: {what}"),
+            )
+        };
         self.files.iter().try_for_each(|(name, expected)| {
             let present = match fs::metadata(image_dir.join(name)) {
                 Ok(metadata) => metadata.len(),
@@ -89,10 +118,13 @@ impl Manifest {
             if present == *expected {
                 return Ok(());
             }
-            Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                format!("the checkpoint image is damaged: {name} has {present} of {expected} bytes"),
-            ))
+            Err(damaged(format!("{name} has {present} of {expected} bytes")))
+        })?;
+        self.digests.iter().try_for_each(|(name, expected)| {
+            if digest(&image_dir.join(name))? == *expected {
+                return Ok(());
+            }
+            Err(damaged(format!("{name} is not what was written at the dump")))
         })
     }
 
@@ -138,7 +170,8 @@ impl Manifest {
             ));
         }
         let manifest: Self = serde_json::from_slice(bytes).map_err(|error| damaged(error.to_string()))?;
-        match manifest.files.keys().find(|name| !is_plain(name)) {
+        let mut names = manifest.files.keys().chain(manifest.digests.keys());
+        match names.find(|name| !is_plain(name)) {
             Some(name) => Err(damaged(format!("{name:?} is no file of an image"))),
             None => Ok(manifest),
         }
@@ -148,6 +181,12 @@ impl Manifest {
 /// Whether `name` is one of a file directly in a directory, and of nothing elsewhere.
 fn is_plain(name: &str) -> bool {
     !matches!(name, "" | "." | "..") && !name.contains(['/', '\0'])
+}
+
+fn digest(path: &Path) -> io::Result<String> {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update_reader(fs::File::open(path)?)?;
+    Ok(hasher.finalize().to_hex().to_string())
 }
 
 /// Bytes of all files of an image directory.
@@ -169,12 +208,12 @@ mod tests {
                 .unwrap()
                 .check(directory.path())
         };
-        Manifest::new("abc", NetworkOwner::Criu, false)
+        Manifest::new("abc", NetworkOwner::Criu, false, Layer::default())
             .write(directory.path())
             .unwrap();
         fs::write(&pages, "12345").unwrap();
         check().unwrap();
-        Manifest::seal(directory.path()).unwrap();
+        Manifest::seal(directory.path(), Digests::None).unwrap();
         check().unwrap();
         fs::write(&pages, "123").unwrap();
         assert!(
@@ -193,10 +232,47 @@ mod tests {
     }
 
     #[test]
+    fn a_changed_byte_is_damage_where_there_is_a_digest() {
+        for (digests, pages_too) in [(Digests::Metadata, false), (Digests::All, true)] {
+            let directory = tempfile::tempdir().unwrap();
+            let check = || {
+                let manifest = Manifest::read(directory.path()).unwrap().unwrap();
+                manifest
+                    .check(directory.path())
+                    .map_err(|error| error.to_string())
+            };
+            Manifest::new("abc", NetworkOwner::Criu, false, Layer::default())
+                .write(directory.path())
+                .unwrap();
+            let (core, pages) = (
+                directory.path().join("core-1.img"),
+                directory.path().join("pages-1.img"),
+            );
+            fs::write(&core, "12345").unwrap();
+            fs::write(&pages, "12345").unwrap();
+            Manifest::seal(directory.path(), digests).unwrap();
+            check().unwrap();
+            fs::write(&pages, "12346").unwrap();
+            assert_eq!(check().is_err(), pages_too);
+            fs::write(&pages, "12345").unwrap();
+            fs::write(&core, "12346").unwrap();
+            assert!(
+                check()
+                    .unwrap_err()
+                    .contains("core-1.img is not what was written")
+            );
+        }
+    }
+
+    #[test]
     fn a_manifest_survives_and_strangers_are_told_apart() {
         let directory = tempfile::tempdir().unwrap();
         assert_eq!(Manifest::read(directory.path()).unwrap(), None);
-        let manifest = Manifest::new("abc", NetworkOwner::Engine, true);
+        let options = Layer {
+            file_locks: Some(false),
+            ..Layer::default()
+        };
+        let manifest = Manifest::new("abc", NetworkOwner::Engine, true, options);
         manifest.write(directory.path()).unwrap();
         assert_eq!(Manifest::read(directory.path()).unwrap(), Some(manifest));
         fs::write(
@@ -214,17 +290,31 @@ mod tests {
 
     #[test]
     fn a_manifest_names_files_of_its_own_directory_only() {
-        let naming = |name: &str| {
-            let files = serde_json::json!({ name: 1 });
+        let naming = |name: &str, files: serde_json::Value, digests: serde_json::Value| {
             let text = serde_json::json!({
-                "version": 1, "id": "a", "network": "criu", "terminal": false, "files": files
+                "version": 1, "id": "a", "network": "criu", "terminal": false, "files": files, "digests": digests
             });
-            Manifest::parse(text.to_string().as_bytes())
+            let parsed = Manifest::parse(text.to_string().as_bytes());
+            parsed.map(drop).map_err(|error| format!("{name}: {error}"))
         };
-        naming("pages-1.img").unwrap();
-        for name in ["/etc/passwd", "../pages-1.img", "a/b", "..", "", "a\0b"] {
-            let error = naming(name).unwrap_err().to_string();
-            assert!(error.ends_with("is no file of an image"), "{name}: {error}");
+        for name in [
+            "/etc/passwd",
+            "../pages-1.img",
+            "a/b",
+            "..",
+            "",
+            "a\0b",
+            "pages-1.img",
+        ] {
+            for (files, digests) in [
+                (serde_json::json!({ name: 1 }), serde_json::json!({})),
+                (serde_json::json!({}), serde_json::json!({ name: "00" })),
+            ] {
+                match naming(name, files, digests) {
+                    Ok(()) => assert_eq!(name, "pages-1.img"),
+                    Err(error) => assert!(error.ends_with("is no file of an image"), "{error}"),
+                }
+            }
         }
     }
 }

@@ -43,6 +43,11 @@ impl Spec {
         self.root.as_ref().map(|root| root.path().as_path())
     }
 
+    /// Whether the container finds its root read-only.
+    pub fn root_is_read_only(&self) -> bool {
+        self.root.as_ref().and_then(Root::readonly).unwrap_or(false)
+    }
+
     /// True if a namespace of this kind is made with the container and for it alone.
     pub fn has_own_namespace(&self, kind: LinuxNamespaceType) -> bool {
         let is_joined = |namespace: &LinuxNamespace| {

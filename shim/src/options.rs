@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use containerd_shim::api::CheckpointTaskRequest;
 use containerd_shim::protos::protobuf::Message;
 use containerd_shim::protos::shim::oci::CheckpointOptions;
-use godwit_runtime::options::{Layer, Tcp};
+use godwit_runtime::options::{CgroupsMode, EmptyNamespaces, Layer, Tcp};
 
 use crate::error::ShimError;
 
@@ -59,14 +59,40 @@ pub(crate) fn checkpoint_order(request: &CheckpointTaskRequest) -> Result<Checkp
         leave_running: Some(!options.exit),
         tcp: options.open_tcp.then_some(Tcp::Established),
         external_unix_sockets: options.external_unix_sockets.then_some(true),
+        shell_job: options.terminal.then_some(true),
         file_locks: options.file_locks.then_some(true),
-        ghost_limit: None,
+        empty_namespaces: empty_namespaces(&options.empty_namespaces)?,
+        cgroups_mode: cgroups_mode(&options.cgroups_mode)?,
+        ..Layer::default()
     };
     if !options.image_path.is_empty() {
         order.image_dir = PathBuf::from(options.image_path);
     }
     order.work_dir = (!options.work_path.is_empty()).then(|| PathBuf::from(options.work_path));
     Ok(order)
+}
+
+/// runC can empty no namespace but that of the network.
+fn empty_namespaces(names: &[String]) -> Result<Option<EmptyNamespaces>, ShimError> {
+    match names.iter().find(|name| *name != "network") {
+        Some(other) => Err(ShimError::InvalidArgument(format!(
+            "empty_namespaces: {other} cannot be left empty, only network can"
+        ))),
+        None => Ok((!names.is_empty()).then_some(EmptyNamespaces::Network)),
+    }
+}
+
+fn cgroups_mode(name: &str) -> Result<Option<CgroupsMode>, ShimError> {
+    match name {
+        "" => Ok(None),
+        "ignore" => Ok(Some(CgroupsMode::Ignore)),
+        "soft" => Ok(Some(CgroupsMode::Soft)),
+        "full" => Ok(Some(CgroupsMode::Full)),
+        "strict" => Ok(Some(CgroupsMode::Strict)),
+        _ => Err(ShimError::InvalidArgument(format!(
+            "cgroups_mode: {name} is none of ignore, soft, full and strict"
+        ))),
+    }
 }
 
 #[cfg(test)]
@@ -106,5 +132,81 @@ mod tests {
             order("some.CheckpointOptions", b""),
             Err(ShimError::InvalidArgument(_))
         ));
+    }
+
+    fn ordered(type_url: &str, options: &CheckpointOptions) -> Result<CheckpointOrder, ShimError> {
+        checkpoint_order(&CheckpointTaskRequest {
+            path: "/engine".into(),
+            options: Some(any(type_url, &options.write_to_bytes().unwrap())).into(),
+            ..Default::default()
+        })
+    }
+
+    #[test]
+    fn every_field_of_a_checkpoint_request_is_heard_under_both_names() {
+        let mut options = CheckpointOptions {
+            exit: true,
+            open_tcp: true,
+            external_unix_sockets: true,
+            terminal: true,
+            file_locks: true,
+            empty_namespaces: vec!["network".into()],
+            cgroups_mode: "soft".into(),
+            image_path: "/image".into(),
+            work_path: "/logs".into(),
+            ..Default::default()
+        };
+        for name in [RUNC_TYPE, LEGACY_TYPE] {
+            let order = ordered(name, &options).unwrap();
+            assert_eq!(order.image_dir, PathBuf::from("/image"));
+            assert_eq!(order.work_dir, Some(PathBuf::from("/logs")));
+            let heard = Layer {
+                leave_running: Some(false),
+                tcp: Some(Tcp::Established),
+                external_unix_sockets: Some(true),
+                shell_job: Some(true),
+                file_locks: Some(true),
+                empty_namespaces: Some(EmptyNamespaces::Network),
+                cgroups_mode: Some(CgroupsMode::Soft),
+                ..Layer::default()
+            };
+            assert_eq!(order.layer, heard);
+            // The older message has the two paths under each other's numbers.
+            std::mem::swap(&mut options.image_path, &mut options.work_path);
+        }
+    }
+
+    #[test]
+    fn a_request_leaves_to_the_others_what_it_does_not_set() {
+        let order = ordered(
+            "containerd.runc.v1.CheckpointOptions",
+            &CheckpointOptions::default(),
+        )
+        .unwrap();
+        let heard = Layer {
+            leave_running: Some(true),
+            ..Layer::default()
+        };
+        assert_eq!((order.layer, order.image_dir), (heard, "/engine".into()));
+    }
+
+    #[test]
+    fn what_a_checkpoint_cannot_honour_is_refused_by_name() {
+        let refused = |options: CheckpointOptions| {
+            ordered("containerd.runc.v1.CheckpointOptions", &options)
+                .unwrap_err()
+                .to_string()
+        };
+        let error = refused(CheckpointOptions {
+            empty_namespaces: vec!["network".into(), "ipc".into()],
+            ..Default::default()
+        });
+        assert!(error.contains("ipc"), "{error}");
+        let error = refused(CheckpointOptions {
+            cgroups_mode: "hard".into(),
+            ..Default::default()
+        });
+        assert!(error.contains("hard"), "{error}");
+        assert!(ordered("some.other.CheckpointOptions", &CheckpointOptions::default()).is_err());
     }
 }

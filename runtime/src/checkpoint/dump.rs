@@ -18,7 +18,7 @@ use crate::freezer::Freezer;
 use crate::gate::Report;
 use crate::hold::{HoldRecord, POST_DUMP, PRE_DUMP};
 use crate::image::{Manifest, NetworkOwner};
-use crate::options::{CheckpointOptions, Tcp};
+use crate::options::{CheckpointOptions, Digests, Tcp};
 use crate::runc::RuncError;
 use crate::verdict::{self, Verdict};
 
@@ -71,6 +71,8 @@ pub struct Dump {
     work: PathBuf,
     record: HoldRecord,
     reports: Reports,
+    /// Why the holder made CRIU fail.
+    refusal: Option<String>,
     call: Pin<Box<dyn Future<Output = Result<(), RuncError>> + Send>>,
     clock: Clock,
 }
@@ -80,11 +82,11 @@ impl Dump {
     pub fn begin(site: Site, request: DumpRequest) -> Result<Self, CheckpointError> {
         let unready = |error: std::io::Error| CheckpointError::unready(OPERATION, &site, &error);
         let spec = site.bundle.spec().map_err(unready)?;
-        let owner = network::owner(&spec, request.pid).map_err(unready)?;
+        let owner = network::owner(&spec, request.pid, request.options.empty_namespaces).map_err(unready)?;
         let work = furnish(&site, "work-dump").map_err(unready)?;
         let work = request.work_dir.clone().unwrap_or(work);
         write_criu_config(&site, &request.options).map_err(unready)?;
-        let early_config = write_early_criu_config(&site).map_err(unready)?;
+        let early_config = write_early_criu_config(&site, &request.options).map_err(unready)?;
         let record = HoldRecord {
             verdict: request.hold.as_ref().map(|hold| hold.verdict.clone()),
             hold_ms: request
@@ -92,14 +94,12 @@ impl Dump {
                 .as_ref()
                 .map(|hold| hold.deadline.as_millis().try_into().unwrap_or(u64::MAX)),
             gated: false,
-            freezer: (!request.paused)
-                .then(|| Freezer::of(request.pid))
-                .transpose()
-                .map_err(unready)?,
+            freezer: Some(Freezer::of(request.pid).map_err(unready)?),
+            paused: request.paused,
         };
         let json = serde_json::to_vec(&record).map_err(|error| unready(error.into()))?;
         write_atomically(&site.control.join("hold.json"), &json).map_err(unready)?;
-        Manifest::new(&site.id, owner, request.terminal)
+        Manifest::new(&site.id, owner, request.terminal, request.options.remembered())
             .write(&request.image_dir)
             .map_err(unready)?;
         let reports = Reports::listen(&site.control).map_err(unready)?;
@@ -114,7 +114,7 @@ impl Dump {
             .flag("--tcp-established", options.tcp == Tcp::Established)
             .flag("--ext-unix-sk", options.external_unix_sockets)
             .flag("--file-locks", options.file_locks)
-            .flag("--shell-job", request.terminal)
+            .flag("--shell-job", options.shell_job.unwrap_or(request.terminal))
             .args(if owner == NetworkOwner::Engine {
                 &["--empty-ns", "network"][..]
             } else {
@@ -131,6 +131,7 @@ impl Dump {
             work,
             record,
             reports,
+            refusal: None,
             call,
             clock: Clock::start(),
         })
@@ -146,6 +147,7 @@ impl Dump {
                         self.seal();
                         return Ok(self.clock.take());
                     }
+                    Ok((Report::Refusal { reason }, _)) => self.refusal = Some(reason),
                     Ok(_) => {}
                     Err(error) => return Err(CheckpointError::unready(OPERATION, &self.site, &error)),
                 },
@@ -165,7 +167,11 @@ impl Dump {
         let result = loop {
             tokio::select! {
                 biased;
-                Ok((Report::Hold { action }, _)) = self.reports.next() => drop(self.note(&action)),
+                Ok((report, _)) = self.reports.next() => match report {
+                    Report::Hold { action } => drop(self.note(&action)),
+                    Report::Refusal { reason } => self.refusal = Some(reason),
+                    Report::Gate { .. } => {}
+                },
                 result = &mut self.call => break result,
             }
         };
@@ -193,7 +199,12 @@ impl Dump {
 
     /// The image is complete. Without its seal it is as good, but damage to it is found later or not at all.
     fn seal(&self) {
-        if let Err(error) = Manifest::seal(&self.request.image_dir) {
+        // A move protects what it sends by itself, and its container stands still until this returns.
+        let digests = match self.request.hold {
+            Some(_) => Digests::None,
+            None => self.request.options.digests,
+        };
+        if let Err(error) = Manifest::seal(&self.request.image_dir, digests) {
             log::warn!(
                 "the checkpoint image of container {} stays unsealed: {error}",
                 self.site.id
@@ -212,6 +223,9 @@ impl Dump {
     }
 
     fn failure(&self, error: &RuncError) -> CheckpointError {
+        if let Some(reason) = &self.refusal {
+            return CheckpointError::unready(OPERATION, &self.site, reason);
+        }
         CheckpointError::failed(OPERATION, &self.site, &self.work, DUMP_LOG, error)
     }
 }

@@ -55,14 +55,8 @@ fn log_text(log: Option<&PathBuf>) -> String {
 }
 
 impl CheckpointError {
-    /// Whether CRIU gave up on stopping a task in time: on a frozen cgroup of version 1 it now and then does (seen once
-    /// in some hundred dumps), and succeeds the next time.
-    pub fn may_pass_when_repeated(&self) -> bool {
-        matches!(self, Self::Failed { cause, .. } if cause.contains("Unseizable"))
-    }
-
     /// Nothing was begun, because of `reason`.
-    pub(super) fn unready(operation: &'static str, site: &Site, reason: &dyn std::fmt::Display) -> Self {
+    pub fn unready(operation: &'static str, site: &Site, reason: &dyn std::fmt::Display) -> Self {
         Self::Unready {
             operation,
             id: site.id.clone(),

@@ -23,6 +23,7 @@ pub use self::failure::CheckpointError;
 use crate::bundle::Bundle;
 use crate::control::{ControlDir, write_atomically};
 use crate::runc::Runc;
+use crate::spec::Spec;
 use crate::{criu, gate, hold};
 
 /// A container as dump and restore see it.
@@ -106,10 +107,18 @@ pub fn name_criu_config(bundle: &Bundle, control: &ControlDir) -> io::Result<Opt
     Ok(own)
 }
 
-/// Adds the gate to the hooks of a bundle's `config.json`.
-fn add_gate(bundle: &Bundle, control: &ControlDir) -> io::Result<()> {
+/// Adds the gate to the hooks of a bundle's `config.json`, and names the sources of its bind mounts as CRIU needs them.
+fn prepare_restore(bundle: &Bundle, control: &ControlDir) -> io::Result<()> {
     let path = control.join(gate::NAME).display().to_string();
     edit_config(bundle, |config| {
+        for mount in config
+            .get_mut("mounts")
+            .and_then(Value::as_array_mut)
+            .into_iter()
+            .flatten()
+        {
+            resolve_source(mount);
+        }
         let hooks = object(config, "hooks")?
             .entry("createRuntime")
             .or_insert_with(|| Value::Array(Vec::new()))
@@ -119,6 +128,41 @@ fn add_gate(bundle: &Bundle, control: &ControlDir) -> io::Result<()> {
         hooks.push(serde_json::json!({ "path": path }));
         Ok(())
     })
+}
+
+/// A bind mount follows a symbolic link when runC makes it; CRIU, which makes it anew, would bind the link itself.
+/// Debian's `docker-init` is one.
+fn resolve_source(mount: &mut Value) {
+    let is_link = |path: &Path| path.is_absolute() && path.is_symlink();
+    let Some(source) = mount.get("source").and_then(Value::as_str).map(PathBuf::from) else {
+        return;
+    };
+    if is_link(&source)
+        && let Ok(real) = source.canonicalize()
+    {
+        mount["source"] = Value::String(real.display().to_string());
+    }
+}
+
+/// A directory which CRIU needs for a moment in a container's root and could not make itself; removed when dropped.
+struct PutRoot(PathBuf);
+
+impl PutRoot {
+    /// CRIU leaves the host's root by way of `/tmp`, or else of a directory that it makes. In a root that is read-only
+    /// it cannot make one; here, outside, the root can still be written, unless its very mount is read-only.
+    fn make(bundle: &Bundle, spec: &Spec) -> Option<Self> {
+        let path = bundle.root_path(spec).join("tmp");
+        // Lazily: one that was not made here must not be dropped either.
+        (spec.root_is_read_only() && fs::create_dir(&path).is_ok()).then(|| Self(path))
+    }
+}
+
+impl Drop for PutRoot {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir(&self.0) {
+            log::warn!("{} stays: {error}", self.0.display());
+        }
+    }
 }
 
 /// Changes `config.json` as plain JSON: a typed round trip would drop what its types do not know.
@@ -177,9 +221,9 @@ fn write_criu_config(site: &Site, options: &crate::options::CheckpointOptions) -
 }
 
 /// Writes what CRIU must read before that, for a dump; returns where.
-fn write_early_criu_config(site: &Site) -> io::Result<PathBuf> {
+fn write_early_criu_config(site: &Site, options: &crate::options::CheckpointOptions) -> io::Result<PathBuf> {
     let path = site.control.join("criu-early.conf");
-    write_atomically(&path, criu::early_config().as_bytes())?;
+    write_atomically(&path, criu::early_config(options).as_bytes())?;
     Ok(path)
 }
 
@@ -213,7 +257,7 @@ mod tests {
             bundle_with(r#"{"x-new":{"a":[1]},"hooks":{"createRuntime":[{"path":"/h"}]}}"#);
         let control = ControlDir::at("/run/godwit/tasks/k");
         assert_eq!(name_criu_config(&bundle, &control).unwrap(), None);
-        add_gate(&bundle, &control).unwrap();
+        prepare_restore(&bundle, &control).unwrap();
         let config = config_of(&bundle);
         assert_eq!(config["x-new"]["a"][0], 1);
         assert_eq!(
@@ -223,6 +267,49 @@ mod tests {
         let hooks = config["hooks"]["createRuntime"].as_array().unwrap();
         assert_eq!(hooks[0]["path"], "/h");
         assert_eq!(hooks[1]["path"], "/run/godwit/tasks/k/gate");
+    }
+
+    #[test]
+    fn bind_mounts_of_links_name_what_the_links_lead_to() {
+        let (directory, bundle) = bundle_with("{}");
+        let at = |name: &str| directory.path().join(name);
+        fs::write(at("real"), "").unwrap();
+        symlink("real", at("link")).unwrap();
+        let mounts = serde_json::json!([
+            {"destination": "/init", "source": at("link"), "type": "bind"},
+            {"destination": "/file", "source": at("real"), "type": "bind"},
+            {"destination": "/proc", "source": "proc", "type": "proc"},
+            {"destination": "/lost", "source": at("lost"), "type": "bind"},
+        ]);
+        let config = serde_json::json!({ "mounts": mounts });
+        fs::write(bundle.join("config.json"), config.to_string()).unwrap();
+        prepare_restore(&bundle, &ControlDir::at("/run/godwit/tasks/k")).unwrap();
+        let mounts = &config_of(&bundle)["mounts"];
+        let real = at("real").canonicalize().unwrap().display().to_string();
+        assert_eq!(mounts[0]["source"], real);
+        assert_eq!(mounts[1]["source"], at("real").display().to_string());
+        assert_eq!(mounts[2]["source"], "proc");
+        assert_eq!(mounts[3]["source"], at("lost").display().to_string());
+    }
+
+    #[test]
+    fn a_read_only_root_has_a_tmp_while_it_is_restored() {
+        let (directory, bundle) = bundle_with("{}");
+        fs::create_dir(directory.path().join("rootfs")).unwrap();
+        let tmp = directory.path().join("rootfs/tmp");
+        let spec = |readonly: bool| -> Spec {
+            let root = serde_json::json!({ "path": "rootfs", "readonly": readonly });
+            serde_json::from_value(serde_json::json!({ "ociVersion": "1.2.0", "root": root })).unwrap()
+        };
+        let made = PutRoot::make(&bundle, &spec(true)).unwrap();
+        assert!(tmp.is_dir());
+        assert!(
+            PutRoot::make(&bundle, &spec(true)).is_none(),
+            "it is somebody else's"
+        );
+        drop(made);
+        assert!(!tmp.exists());
+        assert!(PutRoot::make(&bundle, &spec(false)).is_none());
     }
 
     #[test]

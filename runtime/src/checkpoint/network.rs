@@ -9,6 +9,7 @@ use std::io;
 use oci_spec::runtime::LinuxNamespaceType;
 
 use crate::image::NetworkOwner;
+use crate::options::EmptyNamespaces;
 use crate::spec::Spec;
 
 /// Devices the kernel makes in each new network namespace by itself.
@@ -17,9 +18,13 @@ const KERNEL_DEVICES: &[&str] = &[
 ];
 
 /// Who fills the network namespace of the running container with configuration `spec` and first process `pid`.
-pub(super) fn owner(spec: &Spec, pid: i32) -> io::Result<NetworkOwner> {
-    if !has_own_network(spec) {
+pub(super) fn owner(spec: &Spec, pid: i32, choice: EmptyNamespaces) -> io::Result<NetworkOwner> {
+    // Never a namespace that others share: the gate closes the one it is given, which might be the host's.
+    if !has_own_network(spec) || choice == EmptyNamespaces::None {
         return Ok(NetworkOwner::Criu);
+    }
+    if choice == EmptyNamespaces::Network {
+        return Ok(NetworkOwner::Engine);
     }
     let devices = fs::read_to_string(format!("/proc/{pid}/net/dev"))?;
     Ok(if engine_devices(&devices).next().is_some() {
@@ -30,7 +35,7 @@ pub(super) fn owner(spec: &Spec, pid: i32) -> io::Result<NetworkOwner> {
 }
 
 /// Whether the container has a network namespace that is made with it.
-fn has_own_network(spec: &Spec) -> bool {
+pub(super) fn has_own_network(spec: &Spec) -> bool {
     spec.has_own_namespace(LinuxNamespaceType::Network)
 }
 
@@ -46,6 +51,25 @@ fn engine_devices(text: &str) -> impl Iterator<Item = &str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_shared_network_is_nobodys_to_empty() {
+        let with = |namespaces: &str| -> Spec {
+            serde_json::from_str(&format!(
+                r#"{{"ociVersion":"1.2.0","linux":{{"namespaces":{namespaces}}}}}"#
+            ))
+            .unwrap()
+        };
+        let pid = std::process::id().cast_signed();
+        for shared in ["[]", r#"[{"type":"network","path":"/run/netns/pod"}]"#] {
+            let owner = owner(&with(shared), pid, EmptyNamespaces::Network).unwrap();
+            assert_eq!(owner, NetworkOwner::Criu);
+        }
+        let own = with(r#"[{"type":"network"}]"#);
+        let chosen = |choice| owner(&own, pid, choice).unwrap();
+        assert_eq!(chosen(EmptyNamespaces::Network), NetworkOwner::Engine);
+        assert_eq!(chosen(EmptyNamespaces::None), NetworkOwner::Criu);
+    }
 
     #[test]
     fn the_kernels_own_devices_are_nobodys() {

@@ -12,13 +12,15 @@ use std::time::Duration;
 
 use super::mapped::Opened;
 use super::reports::{Reporter, Reports};
-use super::{CheckpointError, Clock, Site, Step, add_gate, furnish, write_criu_config};
+use super::{
+    CheckpointError, Clock, PutRoot, Site, Step, furnish, network, prepare_restore, write_criu_config,
+};
 use crate::control::write_atomically;
 use crate::criu::RESTORE_LOG;
 use crate::gate::{GateRecord, Report};
 use crate::hold::{HoldRecord, POST_RESTORE};
 use crate::image::{Manifest, NetworkOwner};
-use crate::options::{CheckpointOptions, Tcp};
+use crate::options::{CheckpointOptions, Layer, Tcp};
 use crate::runc::{RuncError, Streams};
 use crate::spec::Spec;
 
@@ -35,8 +37,10 @@ pub struct RestoreRequest {
     pub image_dir: PathBuf,
     /// Where CRIU keeps logs; ours if none is given.
     pub work_dir: Option<PathBuf>,
-    /// The options.
-    pub options: CheckpointOptions,
+    /// Options that hold whatever the image says.
+    pub told: Layer,
+    /// Options where the image says nothing.
+    pub usual: Layer,
     /// Whether the container has a terminal.
     pub terminal: bool,
     /// `--no-pivot`.
@@ -55,6 +59,7 @@ pub struct Restore {
     clock: Clock,
     /// The image, readable to the container's root while it is restored.
     _opened: Option<Opened>,
+    _put_root: Option<PutRoot>,
 }
 
 impl Restore {
@@ -81,11 +86,17 @@ impl Restore {
             ));
         }
         // Another shim's image: Docker has them dump without the network, which the engine then makes.
-        let engine_network = manifest.is_none_or(|manifest| manifest.network == NetworkOwner::Engine);
         let spec = site.bundle.spec().map_err(unready)?;
+        // Never a namespace that others share, whatever the image says: the gate would cut them off.
+        let engine_network = network::has_own_network(&spec)
+            && manifest
+                .as_ref()
+                .is_none_or(|manifest| manifest.network == NetworkOwner::Engine);
+        let remembered = manifest.map(|manifest| manifest.options).unwrap_or_default();
+        let options = CheckpointOptions::resolve(&[&request.told, &remembered, &request.usual]);
         let work = furnish(&site, "work-restore").map_err(unready)?;
         let work = request.work_dir.clone().unwrap_or(work);
-        write_criu_config(&site, &request.options).map_err(unready)?;
+        write_criu_config(&site, &options).map_err(unready)?;
         let hold = HoldRecord {
             verdict: request.verdict.clone(),
             gated: engine_network,
@@ -102,10 +113,10 @@ impl Restore {
             let json = json.map_err(|error| unready(error.into()))?;
             write_atomically(&site.control.join(name), &json).map_err(unready)?;
         }
-        add_gate(&site.bundle, &site.control).map_err(unready)?;
+        prepare_restore(&site.bundle, &site.control).map_err(unready)?;
         let opened = Opened::to_root_of(&spec, &request.image_dir).map_err(unready)?;
+        let put_root = PutRoot::make(&site.bundle, &spec);
         let reports = Reports::listen(&site.control).map_err(unready)?;
-        let options = &request.options;
         let call = site
             .runc
             .call("restore")
@@ -118,7 +129,7 @@ impl Restore {
             .flag("--tcp-established", options.tcp == Tcp::Established)
             .flag("--ext-unix-sk", options.external_unix_sockets)
             .flag("--file-locks", options.file_locks)
-            .flag("--shell-job", request.terminal)
+            .flag("--shell-job", options.shell_job.unwrap_or(request.terminal))
             .args(if engine_network {
                 &["--empty-ns", "network"][..]
             } else {
@@ -138,6 +149,7 @@ impl Restore {
             call,
             clock: Clock::start(),
             _opened: opened,
+            _put_root: put_root,
         })
     }
 

@@ -7,7 +7,7 @@ use containerd_shim::asynchronous::io::Stdio;
 use godwit_runtime::bundle::Bundle;
 use godwit_runtime::checkpoint::{self, Site};
 use godwit_runtime::control::{ControlDir, ShimRecord};
-use godwit_runtime::options::{CheckpointOptions, HOST_FILE, Layer};
+use godwit_runtime::options::{CheckpointOptions, HOST_FILE, HostLayers, Layer};
 use godwit_runtime::runc::Runc;
 use log::warn;
 use oci_spec::runtime::LinuxNamespaceType;
@@ -39,6 +39,8 @@ pub(super) struct Identity {
     pub(super) drop_in: bool,
     /// What the container's annotations say of checkpoints.
     pub(super) annotated: Layer,
+    /// What they say of restores, against the image.
+    pub(super) annotated_restore: Layer,
     /// The CRIU configuration the container brought itself.
     pub(super) own_criu_config: Option<PathBuf>,
     pub(super) no_pivot: bool,
@@ -78,11 +80,14 @@ impl Identity {
         );
         let annotated = Layer::from_annotations(spec.annotations())
             .map_err(|error| ShimError::InvalidArgument(error.to_string()))?;
+        let annotated_restore = Layer::from_restore_annotations(spec.annotations())
+            .map_err(|error| ShimError::InvalidArgument(error.to_string()))?;
         Ok(Self {
             namespace: shim.namespace.clone(),
             program: shim.program.clone(),
             drop_in: shim.drop_in,
             annotated,
+            annotated_restore,
             own_criu_config: None,
             rootfs: bundle.root_path(&spec),
             private_pids: spec.has_own_namespace(LinuxNamespaceType::Pid),
@@ -135,20 +140,31 @@ impl Identity {
         }
     }
 
-    /// The options that follow from `request`, the container's annotations and the host's file.
-    pub(super) fn checkpoint_options(&self, request: &Layer) -> Result<CheckpointOptions, ShimError> {
-        let host = Layer::from_host_file(HOST_FILE.as_ref()).map_err(failed("read the host's options"))?;
-        // Docker cannot say what it means under a runtime name that is not its own. Its own default is to stop.
-        let engine = Layer {
-            leave_running: Some(self.drop_in || !is_dockers(&self.namespace)),
-            ..Layer::default()
-        };
+    /// The options of a dump that follow from `request`, the container's annotations and the host's file.
+    pub(super) fn dump_options(&self, request: &Layer) -> Result<CheckpointOptions, ShimError> {
+        let host = host_layers()?;
         Ok(CheckpointOptions::resolve(&[
             request,
             &self.annotated,
-            &host,
-            &engine,
+            &host.checkpoint,
+            &self.engine_layer(),
         ]))
+    }
+
+    /// The options of a restore: those that hold whatever the image says, and those where it says nothing.
+    pub(super) fn restore_layers(&self) -> Result<(Layer, Layer), ShimError> {
+        let host = host_layers()?;
+        let told = Layer::merged(&[&self.restore, &self.annotated_restore, &host.restore]);
+        let usual = Layer::merged(&[&self.annotated, &host.checkpoint, &self.engine_layer()]);
+        Ok((told, usual))
+    }
+
+    /// Docker cannot say what it means under a runtime name that is not its own. Its own default is to stop.
+    fn engine_layer(&self) -> Layer {
+        Layer {
+            leave_running: Some(self.drop_in || !is_dockers(&self.namespace)),
+            ..Layer::default()
+        }
     }
 
     /// Where the shim mounts what the request asks to mount. The container's root may lie elsewhere and be
@@ -195,6 +211,10 @@ fn check_id(id: &str) -> Result<(), ShimError> {
         )));
     }
     Ok(())
+}
+
+fn host_layers() -> Result<HostLayers, ShimError> {
+    HostLayers::read(HOST_FILE.as_ref()).map_err(failed("read the host's options"))
 }
 
 /// The streams the request asks for.

@@ -111,10 +111,12 @@ pub(super) async fn run(
 ) -> Result<(i32, Departure, PendingRestore), ShimError> {
     let result = async {
         let (streams, pending) = io::open(stdio, identity.streams_of_init()).await?;
+        let (told, usual) = identity.restore_layers()?;
         let request = RestoreRequest {
             image_dir: image.directory,
             work_dir: identity.criu_work_path.clone(),
-            options: identity.checkpoint_options(&identity.restore)?,
+            told,
+            usual,
             terminal: stdio.terminal,
             no_pivot: identity.no_pivot,
             verdict: image.verdict,

@@ -5,17 +5,20 @@
 //! never ran, and an engine that saw it "exit" might apply its restart policy and start a second copy afresh.
 
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use containerd_shim::protos::events::task as events;
 use godwit_runtime::bundle::ExitRecord;
 use godwit_runtime::checkpoint::dump::{Dump, DumpEnd, DumpRequest, Hold};
 use godwit_runtime::checkpoint::restore::Restore;
 use godwit_runtime::checkpoint::{CheckpointError, Site, Step};
+use godwit_runtime::freezer::Freezer;
 use godwit_runtime::image;
 use godwit_runtime::options::{CheckpointOptions, Layer};
-use godwit_runtime::reaper::{End, Exit};
+use godwit_runtime::reaper::{End, Exit, Reaper};
 use log::{info, warn};
+use tokio::task::spawn_blocking;
+use tokio::time::sleep;
 
 use super::super::command::{DumpOrder, Finished, Held, Reply};
 use super::super::lifecycle::{Event, Lifecycle};
@@ -25,27 +28,27 @@ use crate::error::ShimError;
 use crate::io::{Pending, ProcessIo};
 use crate::options::CheckpointOrder;
 
+/// A killed process ends at once, unless it waits for a device.
+const EXEC_END_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How often it is looked whether it has; the container does not stand still meanwhile.
+const EXEC_END_INTERVAL: Duration = Duration::from_millis(5);
+
 impl Owner {
     /// The task API's Checkpoint: dump into a directory, then stop or go on.
     pub(super) fn checkpoint(&mut self, order: CheckpointOrder, reply: Reply<()>) {
-        let prepared = self
-            .prepare_dump()
-            .and_then(|()| self.identity.checkpoint_options(&order.layer));
-        let options = match prepared {
-            Ok(options) => options,
+        let (options, execs) = match self.prepare_dump(&order.layer) {
+            Ok(prepared) => prepared,
             Err(error) => return drop(reply.send(Err(error))),
         };
         let request = self.dump_request(order.image_dir, order.work_dir, options, None);
         let resume_as = self.begin_dump();
         let site = self.identity.site();
         self.happenings.spawn(async move {
-            let mut result = dump_to_its_end(site.clone(), request.clone()).await;
-            if let Err(error) = &result
-                && error.may_pass_when_repeated()
-            {
-                warn!("{error}; trying once more");
-                result = dump_to_its_end(site, request).await;
-            }
+            let result = match execs.end().await.and_then(|()| Dump::begin(site, request)) {
+                Ok(dump) => dump.end().await,
+                Err(error) => Err(error),
+            };
             Happening::Checkpointed {
                 result: result.map(|(end, _)| end),
                 resume_as,
@@ -84,11 +87,8 @@ impl Owner {
             leave_running: Some(false),
             ..Layer::default()
         };
-        let prepared = self
-            .prepare_dump()
-            .and_then(|()| self.identity.checkpoint_options(&leave));
-        let options = match prepared {
-            Ok(options) => options,
+        let (options, execs) = match self.prepare_dump(&leave) {
+            Ok(prepared) => prepared,
             Err(error) => return drop(reply.send(Err(error))),
         };
         if self.lifecycle == Lifecycle::Paused {
@@ -104,7 +104,7 @@ impl Owner {
         self.begin_dump();
         let site = self.identity.site();
         self.happenings.spawn(async move {
-            let mut result = Dump::begin(site, request);
+            let mut result = execs.end().await.and_then(|()| Dump::begin(site, request));
             let held = match &mut result {
                 Ok(dump) => dump.held().await,
                 Err(_) => Ok(Vec::new()),
@@ -304,18 +304,29 @@ impl Owner {
         self.init.ended(ExitRecord::from(exit));
     }
 
-    fn prepare_dump(&self) -> Result<(), ShimError> {
+    /// Whether a dump may begin, how, and which processes are to be ended first.
+    fn prepare_dump(&self, request: &Layer) -> Result<(CheckpointOptions, DoomedExecs), ShimError> {
         self.lifecycle.after(Event::DumpBegan)?;
+        let options = self.identity.dump_options(request)?;
         let execs = self.summary().execs;
-        if execs.is_empty() {
-            return Ok(());
+        if !execs.is_empty() && !options.kill_execs {
+            // CRIU refuses them after the freeze; here the reason can be told and costs nothing.
+            return Err(ShimError::FailedPrecondition(format!(
+                "container {} cannot be dumped while processes started by exec run in it: end {} first, or start it \
+                 with the annotation io.godwit.checkpoint.kill-execs=true to have them killed",
+                self.identity.id,
+                execs.join(", ")
+            )));
         }
-        // CRIU refuses them after the freeze; here the reason can be told and costs nothing.
-        Err(ShimError::FailedPrecondition(format!(
-            "container {} cannot be dumped while processes started by exec run in it: end {} first",
-            self.identity.id,
-            execs.join(", ")
-        )))
+        let pids = execs.iter().filter_map(|id| self.execs.get(id));
+        let doomed = DoomedExecs {
+            site: self.identity.site(),
+            init: self.init.pid.cast_signed(),
+            paused: self.lifecycle == Lifecycle::Paused,
+            reaper: self.shim.reaper.clone(),
+            pids: pids.map(|exec| exec.process.pid.cast_signed()).collect(),
+        };
+        Ok((options, doomed))
     }
 
     fn dump_request(
@@ -367,6 +378,49 @@ impl Owner {
     }
 }
 
-async fn dump_to_its_end(site: Site, request: DumpRequest) -> Result<(DumpEnd, Vec<Step>), CheckpointError> {
-    Dump::begin(site, request)?.end().await
+/// Processes of exec that must not be there when a dump begins: they belong to a process tree outside the container.
+struct DoomedExecs {
+    site: Site,
+    init: i32,
+    paused: bool,
+    reaper: Reaper,
+    pids: Vec<i32>,
+}
+
+impl DoomedExecs {
+    /// Kills them and waits for their end.
+    async fn end(self) -> Result<(), CheckpointError> {
+        if self.pids.is_empty() {
+            return Ok(());
+        }
+        for pid in &self.pids {
+            self.reaper.kill(*pid, nix::libc::SIGKILL);
+        }
+        let unready = |error: std::io::Error| CheckpointError::unready("dump", &self.site, &error);
+        if !self.paused {
+            return self.ended().await.map_err(unready);
+        }
+        // What is frozen dies only when it thaws, and containerd pauses a container before each checkpoint.
+        let freezer = Freezer::of(self.init).map_err(unready)?;
+        freezer.thaw().map_err(unready)?;
+        let ended = self.ended().await;
+        let frozen = spawn_blocking(move || freezer.freeze()).await;
+        ended.map_err(unready)?;
+        frozen.map_err(std::io::Error::other).flatten().map_err(unready)
+    }
+
+    async fn ended(&self) -> std::io::Result<()> {
+        let deadline = Instant::now() + EXEC_END_DEADLINE;
+        for pid in &self.pids {
+            // The reaper knows only children that are not reaped: a signal of 0 asks it.
+            while self.reaper.kill(*pid, 0) {
+                if Instant::now() >= deadline {
+                    let reason = format!("process {pid} of an exec does not end, though it was killed");
+                    return Err(std::io::Error::new(std::io::ErrorKind::TimedOut, reason));
+                }
+                sleep(EXEC_END_INTERVAL).await;
+            }
+        }
+        Ok(())
+    }
 }
