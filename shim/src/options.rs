@@ -135,11 +135,7 @@ mod tests {
     }
 
     fn ordered(type_url: &str, options: &CheckpointOptions) -> Result<CheckpointOrder, ShimError> {
-        checkpoint_order(&CheckpointTaskRequest {
-            path: "/engine".into(),
-            options: Some(any(type_url, &options.write_to_bytes().unwrap())).into(),
-            ..Default::default()
-        })
+        order(type_url, &options.write_to_bytes().unwrap())
     }
 
     #[test]
@@ -187,7 +183,7 @@ mod tests {
             leave_running: Some(true),
             ..Layer::default()
         };
-        assert_eq!((order.layer, order.image_dir), (heard, "/engine".into()));
+        assert_eq!((order.layer, order.image_dir), (heard, "/path".into()));
     }
 
     #[test]
