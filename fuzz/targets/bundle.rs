@@ -34,9 +34,7 @@ fuzz_target!(|input: &[u8]| {
                 || !input.is_empty()
         );
         let _ = bundle.root_path(&spec);
-        if let Some(annotations) = spec.annotations() {
-            let _ = Layer::from_annotations(annotations);
-        }
+        let _ = Layer::from_annotations(spec.annotations());
     }
     let control = ControlDir::at(bundle.join("control"));
     if let Ok(own) = name_criu_config(&bundle, &control) {

@@ -244,7 +244,7 @@ static verdict look_at_posix_timer(void)
 	return now.it_interval.tv_nsec == 50000000 ? NULL : "its interval is another";
 }
 
-/* === a process that is nearly always between a vfork and its child's end === */
+/* === a process that is mostly between a vfork and its child's end === */
 
 static pid_t forking;
 
@@ -258,6 +258,7 @@ static void make_vfork(void)
 			_exit(0);
 		}
 		wait(NULL);
+		usleep(5000);
 	}
 }
 

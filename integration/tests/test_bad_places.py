@@ -72,7 +72,7 @@ class Bundles(Traces):
             (None, "config.json"),
             ("", "config.json"),
             ('{"ociVersion": "1.0.2", "root": ', "config.json"),
-            ('{"ociVersion": 1}', "config.json"),
+            ('{"root": 1}', "config.json"),
             ("[" * 100_000, "config.json"),
             (json.dumps({**CONFIG, "annotations": ["a"]}), "config.json"),
         ]:

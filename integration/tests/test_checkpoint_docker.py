@@ -188,7 +188,7 @@ class Options(CheckpointTest):
 
     def test_a_misspelt_annotation_fails_the_start_and_is_named(self) -> None:
         name = self.new_name()
-        for wrong, why in (("leave-runing=true", "there is no such option"), ("tcp=maybe", "established or close")):
+        for wrong, why in (("leave-runing=true", "expected one of `leave-running`, "), ("tcp=maybe", "expected `established` or `close`")):
             done = self.docker("run", "--detach", "--runtime", self.runtime, "--name", name, "--annotation",
                                f"io.godwit.checkpoint.{wrong}", "busybox", "true", check=False)  # fmt: skip
             self.docker("rm", name)

@@ -28,7 +28,8 @@ class OptionsTest(CheckpointTest):
         for task in self.tasks():
             record = json.loads(self.ha.path(f"/run/godwit/tasks/{task}/shim.json").read_text())
             if record["id"] == container_id:
-                return self.ha.path(f"/run/godwit/tasks/{task}/criu.conf").read_text().splitlines()
+                files = self.ha.path(f"/run/godwit/tasks/{task}").glob("criu*.conf")
+                return [line for file in files for line in file.read_text().splitlines()]
         self.fail("it has no control directory")
 
     def manifest(self, name: str, checkpoint: str = "c1") -> dict:
@@ -79,15 +80,16 @@ class Precedence(OptionsTest):
                 name = self.serve_with(f"{PREFIX}network-lock={lock}")
                 link = self.link("ha", self.address(name))
                 self.assertEqual(1, link.ask())
+                self.request(name)  # it runs on, and what CRIU was told stays to be read
+                self.assertIn(f"network-lock {lock}", self.criu_config(name))
                 self.checkpoint(name)
                 self.restore(name)
-                self.assertIn(f"network-lock {lock}", self.criu_config(name))
                 self.assertEqual(2, link.ask())
                 self.assert_no_trace(name)
                 self.docker("rm", "--force", name)
 
     def test_too_small_a_ghost_limit_fails_and_names_the_option(self) -> None:
-        hold = SERVER.replace("held = []", 'import os; file = open("/x", "wb"); file.write(b"x" * 99999); file.flush(); '
+        hold = SERVER.replace("held = []", 'import os; kept = open("/x", "wb"); kept.write(b"x" * 99999); kept.flush(); '
                               'os.unlink("/x"); held = []')  # fmt: skip
         name = self.serve("--annotation", f"{PREFIX}ghost-limit=4096", command=("python3", "-c", hold))
         link = self.link("ha", self.address(name))

@@ -8,9 +8,8 @@ from tests.support import needs_slow
 
 # Beside the answers: programs that come and go, a file that grows and shrinks, memory that changes.
 BUSY = SERVER.replace(
-    "listener = socket",
+    "connections, n_served",
     """
-import os
 if os.fork() == 0:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     while True:
@@ -18,11 +17,11 @@ if os.fork() == 0:
         if pid == 0:
             os.execv("/bin/sh", ["sh", "-c", ": >/tmp/$$"])
         os.waitpid(pid, 0)
-        with open("/growing", "ab") as file:
-            file.write(b"x" * 10000)
-            if file.tell() > 10_000_000:
-                file.truncate(0)
-listener = socket""",
+        with open("/growing", "ab") as growing:
+            growing.write(b"x" * 10000)
+            if growing.tell() > 10_000_000:
+                growing.truncate(0)
+connections, n_served""",
     1,
 )
 # The first dumps make what stays: pools of memory, caches, the log's directory.

@@ -31,7 +31,10 @@ use serde::{Deserialize, Serialize};
 const FREEZE_DEADLINE: Duration = Duration::from_secs(10);
 
 /// How long tasks run when a freeze came between a vfork and its exec; most need microseconds.
-const VFORK_GRACE: Duration = Duration::from_millis(1);
+const FIRST_VFORK_GRACE: Duration = Duration::from_millis(1);
+
+/// The grace doubles up to this: on a busy machine a task that thaws waits some milliseconds for a processor.
+const LAST_VFORK_GRACE: Duration = Duration::from_millis(64);
 
 /// Where a task waits that has called vfork, as `/proc/PID/wchan` has it: the wait itself is part of these functions.
 const VFORK_WAITS: &[&str] = &["kernel_clone", "wait_for_vfork_done", "_do_fork"];
@@ -125,6 +128,7 @@ impl Freezer {
             )
         };
         let mut waiting_parent = None;
+        let mut grace = FIRST_VFORK_GRACE;
         loop {
             self.write("FROZEN", "1")?;
             while !self.is_frozen()? {
@@ -152,7 +156,8 @@ impl Freezer {
                 return Err(late(waiting_parent));
             }
             self.thaw()?;
-            std::thread::sleep(VFORK_GRACE);
+            std::thread::sleep(grace);
+            grace = (grace * 2).min(LAST_VFORK_GRACE);
         }
     }
 
