@@ -109,6 +109,7 @@ def _kill_processes() -> set[int]:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
             continue
+    cgroups.thaw()
     return found
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 import tomllib
 
 from tests.checkpoints import SERVER, CheckpointTest
@@ -82,6 +83,7 @@ class Precedence(OptionsTest):
                 self.assertEqual(1, link.ask())
                 self.request(name)  # it runs on, and what CRIU was told stays to be read
                 self.assertIn(f"network-lock {lock}", self.criu_config(name))
+                time.sleep(1)  # containerd names a checkpoint by the second
                 self.checkpoint(name)
                 self.restore(name)
                 self.assertEqual(2, link.ask())

@@ -253,13 +253,17 @@ mod tests {
 
     #[test]
     fn what_the_configuration_holds_besides_survives() {
-        let (_directory, bundle) =
-            bundle_with(r#"{"x-new":{"a":[1]},"hooks":{"createRuntime":[{"path":"/h"}]}}"#);
+        // A number that a float cannot hold and a careless reader rounds wrongly.
+        let number = "7777757777777777777771e70";
+        let text =
+            format!(r#"{{"x-new":{{"a":[1,{number}]}},"hooks":{{"createRuntime":[{{"path":"/h"}}]}}}}"#);
+        let (_directory, bundle) = bundle_with(&text);
         let control = ControlDir::at("/run/godwit/tasks/k");
         assert_eq!(name_criu_config(&bundle, &control).unwrap(), None);
         prepare_restore(&bundle, &control).unwrap();
         let config = config_of(&bundle);
         assert_eq!(config["x-new"]["a"][0], 1);
+        assert_eq!(config["x-new"]["a"][1].as_f64(), number.parse().ok());
         assert_eq!(
             config["annotations"]["org.criu.config"],
             "/run/godwit/tasks/k/criu.conf"
