@@ -174,7 +174,8 @@ mod tests {
     use std::ffi::OsString;
     use std::io::Write;
 
-    const DEADLINE: Duration = Duration::from_millis(300);
+    /// For the one logger that never says anything; the others are waited for however busy the machine is.
+    const SHORT_DEADLINE: Duration = Duration::from_millis(300);
 
     fn shell(script: &str, must_say_ready: bool) -> LoggerCommand {
         LoggerCommand {
@@ -184,12 +185,8 @@ mod tests {
         }
     }
 
-    async fn start(command: &LoggerCommand, reaper: &Reaper) -> Result<(Logger, LoggerInputs), ShimError> {
-        start_within(command, "c1", "moby", reaper, DEADLINE).await
-    }
-
-    async fn refusal(command: &LoggerCommand, reaper: &Reaper) -> String {
-        match start(command, reaper).await {
+    async fn refusal(command: &LoggerCommand, reaper: &Reaper, deadline: Duration) -> String {
+        match start_within(command, "c1", "moby", reaper, deadline).await {
             Ok(_) => panic!("{command:?} is taken as ready"),
             Err(error) => error.to_string(),
         }
@@ -203,26 +200,19 @@ mod tests {
             program: "/no/such/logger".into(),
             ..shell("", false)
         };
-        assert!(
-            refusal(&missing, &reaper)
-                .await
-                .contains("start logger /no/such/logger")
-        );
-        assert!(
-            refusal(&shell("exit 3", false), &reaper)
-                .await
-                .contains("Exited(3)")
-        );
-        assert!(
-            refusal(&shell("exec 5>&-; sleep 5", true), &reaper)
-                .await
-                .contains("without the byte")
-        );
-        assert!(
-            refusal(&shell("sleep 5", false), &reaper)
-                .await
-                .contains("did not say")
-        );
+        for (command, deadline, why) in [
+            (missing, READY_DEADLINE, "start logger /no/such/logger"),
+            (shell("exit 3", false), READY_DEADLINE, "Exited(3)"),
+            (
+                shell("exec 5>&-; sleep 5", true),
+                READY_DEADLINE,
+                "without the byte",
+            ),
+            (shell("sleep 5", false), SHORT_DEADLINE, "did not say"),
+        ] {
+            let said = refusal(&command, &reaper, deadline).await;
+            assert!(said.contains(why), "{said}");
+        }
 
         let directory = tempfile::tempdir().unwrap();
         let log = directory.path().join("log");
@@ -230,7 +220,8 @@ mod tests {
             "exec >{}; echo + >&5; exec 5>&-; /bin/cat <&3; /bin/cat <&4; echo $CONTAINER_NAMESPACE/$CONTAINER_ID",
             log.display()
         );
-        let (logger, mut inputs) = start(&shell(&script, true), &reaper).await.unwrap();
+        let started = Logger::start(&shell(&script, true), "c1", "moby", &reaper).await;
+        let (logger, mut inputs) = started.unwrap_or_else(|error| panic!("{error}"));
         inputs.stdout.write_all(b"out\n").unwrap();
         inputs.stderr.write_all(b"err\n").unwrap();
         drop(inputs);
