@@ -144,6 +144,7 @@ class Engines(Traces):
         self.assert_nothing_left(self.before)
 
     def test_a_checkpoint_where_no_image_can_be(self) -> None:
+        self.needs_checkpoint_options()
         name = self.new_name()
         self.addCleanup(self.ha.run, "ctr", "container", "rm", name, check=False)
         self.addCleanup(self.ha.run, "ctr", "task", "rm", "--force", name, check=False)
@@ -196,6 +197,7 @@ class Images(Traces):
         self.assertEqual(list(range(1, len(ticks) + 1)), ticks)
 
     def test_a_full_disk_below_the_image(self) -> None:
+        self.needs_checkpoint_options()
         name = self.serve("--network", "none")
         self.soon("its output", lambda: len(self.ticks(name)) > 1)
         self.addCleanup(self.ha.run, "rm", "-rf", "/run/small")

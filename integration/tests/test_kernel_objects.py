@@ -61,6 +61,7 @@ class KernelObjects(CheckpointTest):
                      native=("inotify_on_tmpfs", "inotify_on_a_volume", "inotify_on_a_bind_mount"))  # fmt: skip
 
     def test_pipes_sockets_and_shared_memory(self) -> None:
+        self.needs_sockets()
         self.survive("pipe", "unix_stream_pair", "unix_datagram_pair", "unix_seqpacket_pair", "unix_stream_server",
                      "unix_seqpacket_server", "unix_abstract_server", "unix_datagram_server", "passed_descriptor",
                      "udp4", "udp6", "tcp4", "tcp6", "memfd",

@@ -92,6 +92,7 @@ class Pods(SpecTest):
         self.assertEqual("", self.ha.run("sh", "-c", "find /sys/fs/cgroup -type d -path '*/specs/t*'").stdout)
 
     def test_a_member_is_checkpointed_while_it_and_its_pod_run_on(self) -> None:
+        self.needs_checkpoint_options()
         sandbox, first, second = self.pod()
         self.addCleanup(self.ha.run, "rm", "-rf", "/run/member")
         self.ha.run("mkdir", "-m", "700", "/run/member")
