@@ -37,7 +37,8 @@ class Traces(CheckpointTest):
             "sockets": self.listing("/run/containerd/s"),
             "bundles": self.listing("-d /run/containerd/io.containerd.runtime.v2.task/*/*"),
             "runc": self.listing("-d /run/containerd/runc/*/* /run/docker/runtime-runc/*/*"),
-            "cgroups": self.ha.run("sh", "-c", "find /sys/fs/cgroup -type d | sort").stdout.split(),
+            # runC leaves the cgroup of a namespace, which ctr's containers are in, when it is the first to use it.
+            "cgroups": self.ha.run("sh", "-c", "find /sys/fs/cgroup -type d ! -name default | sort").stdout.split(),
         }
 
     def listing(self, what: str) -> list[str]:

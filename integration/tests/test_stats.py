@@ -51,6 +51,8 @@ class Stats(SpecTest):
         self.ha.write(f"{DIRECTORY}/join", JOIN)
         hook = {"path": "/bin/sh", "args": ["sh", f"{DIRECTORY}/join", theirs]}
         ours = self.run_spec(self.new_name(), hooks={"createRuntime": [hook]})
+        # runC 1.1 looks for whom to kill in the container's own cgroup only.
+        self.addCleanup(self.ha.run, "kill", "-KILL", self.task_pid(ours), check=False)
         self.addCleanup(self.ctr, "task", "resume", theirs, check=False)
         self.soon("the program to be busy", lambda: self.ha.path(f"{disk}/ready").exists())
         self.ctr("task", "pause", theirs)  # both, as they share a freezer
