@@ -7,7 +7,6 @@ of an image asks for a controller that a machine may lack.
 import copy
 import json
 import subprocess
-import threading
 
 from tests.support import EngineTest
 
@@ -72,38 +71,3 @@ class SpecTest(EngineTest):
         """The pid of a container's init on the host; empty if it does not run."""
         lines = (line.split() for line in self.ctr("task", "ls").stdout.splitlines())
         return next((words[1] for words in lines if words[0] == name and words[2] == "RUNNING"), "")
-
-
-class Events:
-    """What containerd tells all its clients, from now on; used as a context."""
-
-    def __init__(self, test: EngineTest) -> None:
-        self._test = test
-        self._lines: list[str] = []
-        # It says its id first: a signal to the process here would not reach the one in the host.
-        command = test.ha.command(["sh", "-c", "echo $$; exec ctr events"])
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        self._reader = threading.Thread(target=self._read)
-
-    def __enter__(self) -> "Events":
-        self._pid = self._process.stdout.readline().strip()
-        self._reader.start()
-        self._test.soon("events to arrive", self._sees_a_change)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._test.ha.run("kill", self._pid)
-        self._process.wait()
-        self._reader.join()
-
-    def of(self, container_id: str) -> list[str]:
-        """The topics of a container's events so far, in their order."""
-        return [line.split()[5] for line in self._lines if f'"{container_id}"' in line]
-
-    def _read(self) -> None:
-        for line in self._process.stdout:
-            self._lines.append(line)
-
-    def _sees_a_change(self) -> bool:
-        self._test.ha.run("ctr", "namespaces", "label", "default", f"seen={len(self._lines)}")
-        return any("/namespaces/update" in line for line in self._lines)

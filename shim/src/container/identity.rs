@@ -143,11 +143,16 @@ impl Identity {
     /// The options of a dump that follow from `request`, the container's annotations and the host's file.
     pub(super) fn dump_options(&self, request: &Layer) -> Result<CheckpointOptions, ShimError> {
         let host = host_layers()?;
+        // Docker cannot say what it means under a runtime name that is not its own. Its own default is to stop.
+        let engine = Layer {
+            leave_running: Some(self.drop_in || !is_dockers(&self.namespace)),
+            ..Layer::default()
+        };
         Ok(CheckpointOptions::resolve(&[
             request,
             &self.annotated,
             &host.checkpoint,
-            &self.engine_layer(),
+            &engine,
         ]))
     }
 
@@ -155,16 +160,8 @@ impl Identity {
     pub(super) fn restore_layers(&self) -> Result<(Layer, Layer), ShimError> {
         let host = host_layers()?;
         let told = Layer::merged(&[&self.restore, &self.annotated_restore, &host.restore]);
-        let usual = Layer::merged(&[&self.annotated, &host.checkpoint, &self.engine_layer()]);
+        let usual = Layer::merged(&[&self.annotated, &host.checkpoint]);
         Ok((told, usual))
-    }
-
-    /// Docker cannot say what it means under a runtime name that is not its own. Its own default is to stop.
-    fn engine_layer(&self) -> Layer {
-        Layer {
-            leave_running: Some(self.drop_in || !is_dockers(&self.namespace)),
-            ..Layer::default()
-        }
     }
 
     /// Where the shim mounts what the request asks to mount. The container's root may lie elsewhere and be

@@ -119,8 +119,14 @@ pub(crate) fn run(order: &Order) -> Result<ExitCode> {
         say("nothing to change: it is set up already");
         return Ok(ExitCode::SUCCESS);
     }
-    for (record, plan) in &plans {
-        carry_out(order, record, plan)?;
+    for (n_done, (record, plan)) in plans.iter().enumerate() {
+        if let Err(error) = carry_out(order, record, plan) {
+            for (record, plan) in plans[..n_done].iter().rev() {
+                // The first error is the one to tell; what cannot be taken back stays in the record.
+                let _ = record.take_back(&order.root, &plan.changes);
+            }
+            return Err(error);
+        }
     }
     say(if order.dry_run {
         "then, by hand:"

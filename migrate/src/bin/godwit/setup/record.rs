@@ -82,6 +82,17 @@ impl Record {
         Ok(())
     }
 
+    /// Undoes the last of the changes, which are `changes`, and forgets them.
+    pub(super) fn take_back(&self, root: &Path, changes: &[Change]) -> Result<()> {
+        for change in changes.iter().rev() {
+            change
+                .undo(root)
+                .with_context(|| format!("undo {}", change.describe()))?;
+        }
+        let all = self.read()?;
+        self.write(all[..all.len().saturating_sub(changes.len())].iter())
+    }
+
     /// Undoes all of it, the last change first, and forgets it.
     pub(super) fn undo(&self, root: &Path) -> Result<Vec<Undoing>> {
         let mut undone = Vec::new();

@@ -303,3 +303,15 @@ fn a_change_that_fails_leaves_nothing() {
     assert_eq!(system.all(), before);
     assert_eq!(record.read().unwrap(), []);
 }
+
+#[test]
+fn a_second_plan_that_fails_takes_back_the_first() {
+    let unit = "/usr/lib/systemd/system/containerd.service";
+    let system = System::with(&[(unit, "[Service]\n"), (DAEMON_JSON, "{}")]);
+    // A link that leads nowhere: it looks like a directory that is missing until it is to be made.
+    let added = system.path("/etc/systemd/system/containerd.service.d");
+    fs::create_dir_all(added.parent().unwrap()).unwrap();
+    symlink("/no/such/place", &added).unwrap();
+    system.assert_refused("docker --drop-in --experimental", "nothing was changed");
+    assert!(!system.path("/var/lib/godwit/setup").exists());
+}
