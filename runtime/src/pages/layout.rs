@@ -1,0 +1,335 @@
+//! Which pages a lazy dump has left behind, read from CRIU's own images.
+//!
+//! A CRIU image is `[magic: u32][magic: u32]` and then `[length: u32][protobuf]` for each entry, little endian
+//! (criu/include/magic.h, images/pagemap.proto, mm.proto, pstree.proto). Only the few fields that matter are decoded.
+//! An image may come from another host: counts and addresses are checked, nothing is allocated by a length alone.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use protobuf::CodedInputStream;
+
+use super::wire::PAGE_BYTES;
+
+/// In a pagemap entry's flags: the pages can be restored lazily.
+const PE_LAZY: u64 = 1 << 1;
+/// The pages are in the image.
+const PE_PRESENT: u64 = 1 << 2;
+
+/// End of a process' address space on all supported machines (57 bits with five levels of page tables).
+const ADDRESS_LIMIT: u64 = 1 << 57;
+
+/// Images of metadata are some hundred kilobytes; one for each of 16 million scattered pages would have this.
+const IMAGE_LIMIT_BYTES: u64 = 256 << 20;
+
+/// A range of pages of one task, as addresses: start inclusive, end exclusive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Range {
+    /// Its first byte.
+    pub start: u64,
+    /// The first byte behind it.
+    pub end: u64,
+}
+
+/// One task's pages that are not in the image, ascending, none across the border of a mapping.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Task {
+    /// Its pid in the container's pid namespace, as the images name it.
+    pub pid: u32,
+    /// The pages.
+    pub ranges: Vec<Range>,
+}
+
+impl Range {
+    /// How many bytes.
+    pub fn bytes(&self) -> u64 {
+        self.end - self.start
+    }
+}
+
+/// All tasks of an image with the pages that it leaves out, in the order of CRIU's tree of processes.
+pub fn left_behind(image: &Path) -> io::Result<Vec<Task>> {
+    pids(image)?
+        .into_iter()
+        .map(|pid| {
+            let ranges = task_ranges(image, pid)?;
+            Ok(Task { pid, ranges })
+        })
+        .collect()
+}
+
+/// The pids of an image's tree of processes.
+pub fn pids(image: &Path) -> io::Result<Vec<u32>> {
+    let mut pids = Vec::new();
+    entries(&image.join("pstree.img"), |entry| {
+        let mut pid = None;
+        fields(entry, |number, value| {
+            if let (1, Field::Number(value)) = (number, value) {
+                pid = u32::try_from(value).ok();
+            }
+        })?;
+        pids.push(pid.ok_or_else(|| damaged("a process without a pid"))?);
+        Ok(())
+    })?;
+    Ok(pids)
+}
+
+/// A zombie has neither mappings nor pages, and no image of them.
+fn task_ranges(image: &Path, pid: u32) -> io::Result<Vec<Range>> {
+    let pagemap = image.join(format!("pagemap-{pid}.img"));
+    if !pagemap.exists() {
+        return Ok(Vec::new());
+    }
+    let mut lazy: Vec<Range> = Vec::new();
+    let mut is_head = true;
+    entries(&pagemap, |entry| {
+        if std::mem::take(&mut is_head) {
+            return Ok(());
+        }
+        let (mut address, mut compat, mut pages, mut flags) = (0, 0, None, 0);
+        fields(entry, |number, value| match (number, value) {
+            (1, Field::Number(value)) => address = value,
+            (2, Field::Number(value)) => compat = value,
+            (4, Field::Number(value)) => flags = value,
+            (5, Field::Number(value)) => pages = Some(value),
+            _ => {}
+        })?;
+        if flags & PE_LAZY != 0 && flags & PE_PRESENT == 0 {
+            let range = range(address, pages.unwrap_or(compat))?;
+            if lazy.last().is_some_and(|last| last.end > range.start) {
+                return Err(damaged("pages out of order"));
+            }
+            lazy.push(range);
+        }
+        Ok(())
+    })?;
+    Ok(split(&lazy, &mappings(image, pid)?))
+}
+
+fn range(start: u64, pages: u64) -> io::Result<Range> {
+    let end = pages
+        .checked_mul(PAGE_BYTES as u64)
+        .and_then(|bytes| start.checked_add(bytes));
+    match end {
+        Some(end) if end > start && end <= ADDRESS_LIMIT && start.is_multiple_of(PAGE_BYTES as u64) => {
+            Ok(Range { start, end })
+        }
+        _ => Err(damaged("pages at an address that cannot be")),
+    }
+}
+
+/// The mappings of a task, ascending.
+fn mappings(image: &Path, pid: u32) -> io::Result<Vec<Range>> {
+    let mut mappings = Vec::new();
+    entries(&image.join(format!("mm-{pid}.img")), |entry| {
+        let mut inner = Vec::new();
+        fields(entry, |number, value| {
+            if let (14, Field::Message(message)) = (number, value) {
+                inner.push(message);
+            }
+        })?;
+        for message in inner {
+            let (mut start, mut end) = (0, 0);
+            fields(&message, |number, value| match (number, value) {
+                (1, Field::Number(value)) => start = value,
+                (2, Field::Number(value)) => end = value,
+                _ => {}
+            })?;
+            mappings.push(Range { start, end });
+        }
+        Ok(())
+    })?;
+    Ok(mappings)
+}
+
+/// Cuts ranges at the borders of mappings: one entry may reach over several, and the kernel fills pages in only within
+/// one.
+fn split(ranges: &[Range], mappings: &[Range]) -> Vec<Range> {
+    let mut pieces = Vec::with_capacity(ranges.len());
+    for range in ranges {
+        let mut start = range.start;
+        let first = mappings.partition_point(|mapping| mapping.end <= start);
+        for border in mappings[first..].iter().map(|mapping| mapping.end) {
+            if border >= range.end {
+                break;
+            }
+            if border > start {
+                pieces.push(Range { start, end: border });
+                start = border;
+            }
+        }
+        pieces.push(Range {
+            start,
+            end: range.end,
+        });
+    }
+    pieces
+}
+
+enum Field {
+    Number(u64),
+    Message(Vec<u8>),
+}
+
+/// Calls `each` with every entry of an image.
+fn entries(path: &Path, mut each: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
+    let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+    if fs::metadata(path).map_err(named)?.len() > IMAGE_LIMIT_BYTES {
+        return Err(named(damaged("larger than any")));
+    }
+    let bytes = fs::read(path).map_err(named)?;
+    let mut rest = bytes.get(8..).ok_or_else(|| named(damaged("cut short")))?;
+    while !rest.is_empty() {
+        let (length, behind) = rest
+            .split_first_chunk::<4>()
+            .ok_or_else(|| named(damaged("cut short")))?;
+        let length = u32::from_le_bytes(*length) as usize;
+        let entry = behind.get(..length).ok_or_else(|| named(damaged("cut short")))?;
+        each(entry).map_err(named)?;
+        rest = &behind[length..];
+    }
+    Ok(())
+}
+
+/// Calls `each` with every number and message of a protobuf message, and passes over all else.
+fn fields(message: &[u8], mut each: impl FnMut(u32, Field)) -> io::Result<()> {
+    let mut input = CodedInputStream::from_bytes(message);
+    let broken = |error: protobuf::Error| damaged(&error.to_string());
+    while let Some(tag) = input.read_raw_tag_or_eof().map_err(broken)? {
+        let number = tag >> 3;
+        match tag & 7 {
+            0 => each(number, Field::Number(input.read_uint64().map_err(broken)?)),
+            1 => input.skip_raw_bytes(8).map_err(broken)?,
+            2 => each(number, Field::Message(input.read_bytes().map_err(broken)?)),
+            5 => input.skip_raw_bytes(4).map_err(broken)?,
+            _ => return Err(damaged("a field of an unknown type")),
+        }
+    }
+    Ok(())
+}
+
+fn damaged(what: &str) -> io::Error {
+    io::Error::new(
+        io::ErrorKind::InvalidData,
+        format!("not an image of CRIU's: {what}"),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use protobuf::CodedOutputStream;
+
+    fn message(write: impl FnOnce(&mut CodedOutputStream<'_>)) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let mut output = CodedOutputStream::vec(&mut bytes);
+        write(&mut output);
+        output.flush().unwrap();
+        drop(output);
+        bytes
+    }
+
+    fn image(entries: &[Vec<u8>]) -> Vec<u8> {
+        let mut bytes = vec![0; 8];
+        for entry in entries {
+            bytes.extend((entry.len() as u32).to_le_bytes());
+            bytes.extend(entry);
+        }
+        bytes
+    }
+
+    fn pagemap(address: u64, pages: u64, flags: u32) -> Vec<u8> {
+        message(|output| {
+            output.write_uint64(1, address).unwrap();
+            output.write_uint32(2, pages as u32).unwrap();
+            output.write_uint32(4, flags).unwrap();
+            output.write_uint64(5, pages).unwrap();
+        })
+    }
+
+    fn mm(mappings: &[(u64, u64)]) -> Vec<u8> {
+        message(|output| {
+            output.write_uint64(1, 7).unwrap();
+            for (start, end) in mappings {
+                let mapping = message(|output| {
+                    output.write_uint64(1, *start).unwrap();
+                    output.write_uint64(2, *end).unwrap();
+                    output.write_sint64(8, -1).unwrap();
+                });
+                output.write_bytes(14, &mapping).unwrap();
+            }
+        })
+    }
+
+    fn written(pagemaps: &[Vec<u8>]) -> tempfile::TempDir {
+        let directory = tempfile::tempdir().unwrap();
+        let write = |name: &str, entries: &[Vec<u8>]| {
+            fs::write(directory.path().join(name), image(entries)).unwrap();
+        };
+        let process = |pid: u32| message(|output| output.write_uint32(1, pid).unwrap());
+        let head = message(|output| output.write_uint32(1, 1).unwrap());
+        write("pstree.img", &[process(1), process(9)]);
+        write("pagemap-1.img", &[&[head], pagemaps].concat());
+        write(
+            "mm-1.img",
+            &[mm(&[(0x1000, 0x3000), (0x3000, 0x8000), (0x9000, 0xa000)])],
+        );
+        directory
+    }
+
+    #[test]
+    fn what_is_lazy_is_left_behind_and_nothing_else() {
+        let lazy = 2;
+        let present = 4;
+        let directory = written(&[
+            pagemap(0x1000, 1, present),
+            pagemap(0x2000, 3, lazy),
+            pagemap(0x6000, 1, lazy | present),
+            pagemap(0x9000, 1, lazy),
+        ]);
+        let range = |start, end| Range { start, end };
+        let tasks = left_behind(directory.path()).unwrap();
+        // 9 is a zombie
+        assert_eq!(
+            tasks[1],
+            Task {
+                pid: 9,
+                ranges: Vec::new()
+            }
+        );
+        let ranges = [
+            range(0x2000, 0x3000),
+            range(0x3000, 0x5000),
+            range(0x9000, 0xa000),
+        ];
+        assert_eq!(
+            tasks[0].ranges, ranges,
+            "cut where one mapping ends and the next begins"
+        );
+    }
+
+    #[test]
+    fn images_that_cannot_be_are_refused() {
+        for bad in [
+            pagemap(0x1001, 1, 2),
+            pagemap(0x1000, 0, 2),
+            pagemap(u64::MAX - 0xfff, 1, 2),
+            pagemap(0x1000, u64::MAX, 2),
+        ] {
+            assert!(left_behind(written(&[bad]).path()).is_err());
+        }
+        let twice = written(&[pagemap(0x1000, 2, 2), pagemap(0x2000, 1, 2)]);
+        assert!(left_behind(twice.path()).is_err());
+        let whole = written(&[pagemap(0x1000, 2, 2)]);
+        let path = whole.path().join("pagemap-1.img");
+        let bytes = fs::read(&path).unwrap();
+        for length in 0..bytes.len() {
+            fs::write(&path, &bytes[..length]).unwrap();
+            // Whole entries may be missing at the end; that is what the seal of an image is for.
+            let _ = left_behind(whole.path());
+        }
+        fs::write(&path, &bytes[..bytes.len() - 1]).unwrap();
+        assert!(left_behind(whole.path()).is_err());
+    }
+}

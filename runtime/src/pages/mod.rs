@@ -1,0 +1,9 @@
+//! Memory that travels apart from its checkpoint image: post-copy.
+//!
+//! A lazy dump writes of the pages that a process can do without for a while only where they are. At the source they
+//! stay in the frozen tasks, where the agent reads them; at the destination the tasks start without them, and the
+//! pager answers their faults. Between the two the pages travel as [`wire`] records, over TLS between agents and over
+//! a unix socket to the pager. Nothing here decides who owns a container.
+
+pub mod layout;
+pub mod wire;
