@@ -42,6 +42,22 @@ pub fn ambiguous_runtime(container: &Container) -> Option<String> {
     })
 }
 
+/// Why memory cannot follow a container to this host after it runs.
+pub async fn no_post_copy(tools: &Tools) -> Option<String> {
+    let mut check = Command::new(&tools.criu);
+    check
+        .args(["check", "--feature", "uffd-noncoop"])
+        .kill_on_drop(true);
+    let output = match timeout(VERSION_DEADLINE, check.output()).await {
+        Ok(Ok(output)) => output,
+        Ok(Err(error)) => return Some(format!("CRIU cannot be asked: {error}")),
+        Err(_) => return Some("CRIU does not say whether it can".into()),
+    };
+    (!output.status.success()).then(|| {
+        "the kernel has no userfaultfd that tells of forks and mappings (CONFIG_USERFAULTFD), or keeps it from CRIU".into()
+    })
+}
+
 /// Why this host cannot dump or restore at all.
 pub async fn tools(tools: &Tools) -> Vec<String> {
     let mut objections = Vec::new();

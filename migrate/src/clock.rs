@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use crate::mode::Mode;
+use crate::pages::relay::Figures;
 use crate::phase::Role;
 
 /// One measured step.
@@ -67,8 +69,12 @@ pub struct Report {
     pub downtime_micros: Option<u64>,
     /// From the first to the last phase.
     pub total_micros: u64,
+    /// How its memory went over, `stop` or `post`.
+    pub mode: Mode,
     /// What was sent.
     pub bytes: Bytes,
+    /// How the memory came that followed after it ran; `None` if there was none of that.
+    pub memory: Option<Figures>,
     /// The steps in the order in which they ended; source's and destination's overlap.
     pub steps: Vec<Step>,
     /// What did not go as it should after the commit, in words; empty as a rule.

@@ -27,6 +27,13 @@ pub const RUNNING: Duration = Duration::from_secs(30);
 /// From there to an engine that is content.
 pub const SETTLED: Duration = Duration::from_secs(60);
 
+/// From the commit to the last page of memory. The link's silence tells of a lost peer; beyond this somebody has forgotten
+/// the move: it is a terabyte at 1 Gbit/s, ten times over.
+pub const DRAIN: Duration = Duration::from_secs(24 * 3600);
+
+/// Between two looks whether a container whose memory is on its way is still there.
+pub const LOOK_AT_PAGER: Duration = Duration::from_secs(1);
+
 /// For an engine to notice that its start has failed, after the ticket is gone.
 pub const START_FAILED: Duration = Duration::from_secs(30);
 

@@ -16,6 +16,7 @@ use crate::checks;
 use crate::clock::Clock;
 use crate::container_log::Reserve;
 use crate::deadlines;
+use crate::drain;
 use crate::engine::Created;
 use crate::failure::{Cause, Failure, Problem};
 use crate::host::Host;
@@ -25,6 +26,7 @@ use crate::lease::Lease;
 use crate::link::Link;
 use crate::made::{Made, start_ended};
 use crate::message::{Message, Offer, Purpose};
+use crate::pages::relay::Relay;
 use crate::phase::{Phase, Role};
 use crate::places::MigrationId;
 use crate::progress::Observer;
@@ -48,6 +50,8 @@ pub struct Destination {
     versions: Vec<u32>,
     offer: Option<Offer>,
     image_wanted: bool,
+    post_copy: bool,
+    relay: Option<Relay>,
     journal: Option<Journal>,
     made: Made,
     shim: Option<Arc<dyn ShimClient>>,
@@ -76,6 +80,8 @@ pub async fn run(
         versions,
         offer: None,
         image_wanted: false,
+        post_copy: false,
+        relay: None,
         journal: None,
         made: Made::default(),
         shim: None,
@@ -125,6 +131,10 @@ impl Side for Destination {
             forward: |destination| Box::pin(destination.resume()),
         },
         ForwardRow {
+            phase: Phase::Drain,
+            forward: |destination| Box::pin(destination.drain()),
+        },
+        ForwardRow {
             phase: Phase::Release,
             forward: |destination| Box::pin(destination.settle()),
         },
@@ -172,17 +182,24 @@ impl Destination {
                 checks::cgroup_version(),
             ));
             objections.extend(host.engine.objections(&offer.container).await?);
+            let no_post_copy = match offer.post_copy {
+                true => checks::no_post_copy(&host.tools).await,
+                false => None,
+            };
             Ok((
                 objections,
                 host.engine.has_image(&offer.container.image_id).await?,
+                no_post_copy,
             ))
         };
-        let (objections, image_here) = self.link.during(look).await?;
+        let (objections, image_here, no_post_copy) = self.link.during(look).await?;
+        self.post_copy = offer.post_copy && no_post_copy.is_none();
         self.offer = Some(offer);
         self.image_wanted = !image_here;
         let answer = Message::Answer {
             objections,
             image_wanted: self.image_wanted,
+            no_post_copy,
         };
         self.link.send(answer).await?;
         match self.link.receive("prepare", deadlines::PLAN).await? {
@@ -235,6 +252,11 @@ impl Destination {
         let (engine, id) = (Arc::clone(&self.host.engine), created.id.clone());
         self.made.starting = Some(tokio::spawn(async move { engine.start(&id).await }));
         self.await_shim(&created).await?;
+        if self.post_copy {
+            // Before the freeze, which then need not wait for handshakes.
+            let relay = Relay::open(&self.host, self.link.peer(), &self.migration).await?;
+            self.relay = Some(relay);
+        }
 
         self.link.send(Message::Prepared).await?;
         loop {
@@ -429,9 +451,11 @@ impl Destination {
             .clone()
             .ok_or_else(|| Problem::failed("no shim waits for the image"))?;
         let (image, verdict) = (self.image_dir(), self.host.places.verdict(&self.migration));
+        let pages = self.host.places.pages_socket(&self.migration);
+        let pages = self.relay.as_ref().map(|_| pages.as_path());
         let starting = &mut self.made.starting;
         let restore = async {
-            let mut restore = std::pin::pin!(shim.restore(&image, &verdict));
+            let mut restore = std::pin::pin!(shim.restore(&image, &verdict, pages));
             tokio::select! {
                 steps = &mut restore => Ok(steps?),
                 // Both fail when a restore fails, and the shim tells more of it than the engine.
@@ -521,6 +545,16 @@ impl Destination {
             }
             Err(reason) => self.broken(reason).await,
         }
+    }
+
+    /// Waits until every page of its memory is here. The container runs meanwhile.
+    async fn drain(&mut self) {
+        let (Some(relay), Some(created)) = (self.relay.take(), self.made.created.clone()) else {
+            return;
+        };
+        drain::wait(&self.host, &created, &relay).await;
+        let memory = relay.figures();
+        self.try_tell(Message::Drained { memory }).await;
     }
 
     async fn settle(&mut self) {

@@ -252,6 +252,7 @@ mod tests {
         let message = Message::Answer {
             objections: vec!["x".repeat(MESSAGE_BYTES)],
             image_wanted: false,
+            no_post_copy: None,
         };
         let sent = block_on(write(&mut Vec::new(), &Frame::Message(Box::new(message))));
         assert!(matches!(sent, Err(FrameError::Length { .. })));

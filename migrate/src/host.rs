@@ -8,18 +8,29 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::engine::Engine;
 use crate::failure::Cause;
 use crate::link::Link;
+use crate::pages::serve::Board;
 use crate::places::Places;
 use crate::shim::Shims;
+
+/// A connection, both sides proven, on which nothing has been said yet.
+pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 
 /// The agents this host may talk to.
 #[async_trait]
 pub trait Peers: Send + Sync {
-    /// Connects to the agent of `host`, both sides proven.
-    async fn connect(&self, host: &str) -> Result<Link, Cause>;
+    /// Connects to the agent of `host`.
+    async fn open(&self, host: &str) -> Result<Box<dyn Duplex>, Cause>;
+    /// The same, for messages.
+    async fn connect(&self, host: &str) -> Result<Link, Cause> {
+        Ok(Link::new(self.open(host).await?, host))
+    }
     /// All hosts known by name.
     fn names(&self) -> Vec<String>;
 }
@@ -52,6 +63,8 @@ pub struct Host {
     pub shims: Arc<dyn Shims>,
     /// The other agents.
     pub peers: Arc<dyn Peers>,
+    /// The memory of containers that have left and is still being fetched.
+    pub board: Board,
     /// Where its files go.
     pub places: Places,
     /// What it runs.

@@ -9,10 +9,11 @@ use serde::{Deserialize, Serialize};
 use crate::clock::Step;
 use crate::engine::Container;
 use crate::failure::Failure;
+use crate::pages::relay::Figures;
 use crate::places::MigrationId;
 
 /// The versions of the protocol that this release speaks, best first.
-pub const VERSIONS: &[u32] = &[1];
+pub const VERSIONS: &[u32] = &[2];
 
 /// Why an agent connects to another.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +34,26 @@ pub enum Intent {
         /// The move that was committed.
         migration: MigrationId,
     },
+    /// A destination wants pages of memory that the source's tasks still hold. After the welcome there are no more frames
+    /// but records of pages.
+    Pages {
+        /// The move.
+        migration: MigrationId,
+        /// Which of them.
+        stream: PageStream,
+        /// Pages that were on their way are lost: nothing counts as sent.
+        again: bool,
+    },
+}
+
+/// What a stream of pages is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PageStream {
+    /// All pages, unasked.
+    Push,
+    /// Those that are asked for.
+    Urgent,
 }
 
 /// What a bulk stream carries.
@@ -57,6 +78,8 @@ pub struct Offer {
     pub container: Container,
     /// Memory that its image will need, about.
     pub memory_bytes: u64,
+    /// Whether its memory is to follow after it runs, if the destination can do that.
+    pub post_copy: bool,
     /// The version of the source's cgroups, 1 or 2.
     pub cgroup_version: u8,
 }
@@ -85,6 +108,8 @@ pub enum Message {
         objections: Vec<String>,
         /// The image is not there and must be sent.
         image_wanted: bool,
+        /// Why memory cannot follow after the container runs, if that was offered and cannot be.
+        no_post_copy: Option<String>,
     },
     /// Prepare: make it.
     Prepare,
@@ -116,6 +141,11 @@ pub enum Message {
         /// What the destination measured.
         steps: Vec<Step>,
     },
+    /// All its memory is here.
+    Drained {
+        /// How it came.
+        memory: Figures,
+    },
     /// The engine is content too; the source may let go.
     Settled,
     /// The sender gave up and is undoing its part.
@@ -146,6 +176,7 @@ impl Message {
             Self::Ready { .. } => "ready",
             Self::Commit => "commit",
             Self::Running { .. } => "running",
+            Self::Drained { .. } => "drained",
             Self::Settled => "settled",
             Self::Failed(_) => "failed",
             Self::Verdict { .. } => "verdict",

@@ -20,6 +20,8 @@ pub enum Phase {
     Restore,
     /// The container belongs to the destination.
     Commit,
+    /// Memory that was left behind follows; the container runs meanwhile.
+    Drain,
     /// The source lets go of what it had.
     Release,
 }
@@ -33,6 +35,7 @@ impl fmt::Display for Phase {
             Self::Freeze => "freeze",
             Self::Restore => "restore",
             Self::Commit => "commit",
+            Self::Drain => "drain",
             Self::Release => "release",
         })
     }

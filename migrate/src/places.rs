@@ -92,6 +92,16 @@ impl Places {
         self.memory(migration).join("image")
     }
 
+    /// Where the pager of a container that has come asks for its memory.
+    pub fn pages_socket(&self, migration: &MigrationId) -> PathBuf {
+        self.memory(migration).join("pages.sock")
+    }
+
+    /// Says that nobody needs the memory of a container that has left any more.
+    pub fn drained(&self, migration: &MigrationId) -> PathBuf {
+        self.memory(migration).join("drained")
+    }
+
     /// Where tickets lie.
     pub fn tickets(&self) -> PathBuf {
         self.run.join("tickets")

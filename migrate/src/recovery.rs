@@ -13,12 +13,14 @@ use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 
 use crate::deadlines;
+use crate::drain;
 use crate::engine::{Container, Created};
 use crate::failure::{Failure, Problem};
 use crate::host::Host;
 use crate::journal::{Found, Journal, Mark};
 use crate::link::Link;
 use crate::message::{Intent, Message, VERSIONS, negotiate};
+use crate::pages::relay::Relay;
 use crate::phase::{Phase, Role};
 use crate::places::{MigrationId, remove_tree};
 use crate::shim::ShimClient;
@@ -62,9 +64,24 @@ async fn recover_source(host: &Host, found: &Found) -> Result<&'static str, Stri
             .map_err(|error| error.to_string())?
             == Verdict::Committed
     {
-        // Only what the destination confirms is removed: until then this host has the last copy of the files.
-        finish_dump(host, container, None).await?;
-        tell_committed(host, migration, &found.opened.peer).await?;
+        // Only what the destination confirms is removed: until then this host has the last copy of the files, and may
+        // have pages of memory that are needed there.
+        let offering = drain::offer_again(host, migration, container).await?;
+        if offering.is_none() {
+            finish_dump(host, container, None).await?;
+        }
+        while let Err(reason) = tell_committed(host, migration, &found.opened.peer).await {
+            if offering.is_none() {
+                return Err(reason);
+            }
+            // To give up the offering for a moment would end the streams of a destination that fetches its pages.
+            log::info!("migration {migration}: {reason}");
+            sleep(deadlines::ASK_AGAIN).await;
+        }
+        if offering.is_some() {
+            drain::note_drained(host, migration).map_err(|error| error.to_string())?;
+            finish_dump(host, container, None).await?;
+        }
         host.engine
             .remove(&container.id)
             .await
@@ -85,7 +102,7 @@ async fn recover_source(host: &Host, found: &Found) -> Result<&'static str, Stri
     Ok("undone, the container runs here")
 }
 
-async fn recover_destination(host: &Host, found: &Found) -> Result<&'static str, String> {
+async fn recover_destination(host: &Arc<Host>, found: &Found) -> Result<&'static str, String> {
     let migration = &found.opened.migration;
     let created = found.created().cloned();
     let restoring = found.marks.iter().any(|mark| matches!(mark, Mark::Restoring));
@@ -107,6 +124,11 @@ async fn recover_destination(host: &Host, found: &Found) -> Result<&'static str,
         if let Err(reason) = finish_restore(host, &created, None).await {
             note_broken(host, migration, &reason).await;
             return Err(reason);
+        }
+        if drain::is_fetching(host, &created).await {
+            let relay =
+                Relay::resume(host, &found.opened.peer, migration).map_err(|error| error.to_string())?;
+            drain::wait(host, &created, &relay).await;
         }
         remove_places(host, migration).await?;
         return Ok("committed, the container runs here");
@@ -362,7 +384,7 @@ pub async fn welcome(link: &mut Link, versions: &[u32]) -> Result<(), Problem> {
 }
 
 /// Whether a move is in the journals with this role and peer. Another peer's question about it is refused.
-fn belongs(host: &Host, migration: &MigrationId, role: Role, peer: &str) -> Result<bool, Problem> {
+pub fn belongs(host: &Host, migration: &MigrationId, role: Role, peer: &str) -> Result<bool, Problem> {
     match read_found(host, migration)? {
         None => Ok(false),
         Some(found) if found.opened.role == role && found.opened.peer == peer => Ok(true),

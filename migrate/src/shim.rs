@@ -18,7 +18,7 @@ use crate::clock::Step;
 use crate::phase::Role;
 
 /// The version of the shim's service that this release speaks.
-pub const SHIM_PROTOCOL: u32 = 1;
+pub const SHIM_PROTOCOL: u32 = 2;
 
 /// `Inspect` never blocks on runC or CRIU; a shim that needs longer hangs.
 const INSPECT_DEADLINE: Duration = Duration::from_secs(3);
@@ -52,6 +52,8 @@ pub struct ShimView {
     pub rootfs: PathBuf,
     /// Processes exec'ed into it.
     pub execs: Vec<String>,
+    /// Whether memory of it is still on another host.
+    pub fetching_memory: bool,
 }
 
 /// A finished dump or restore.
@@ -69,11 +71,27 @@ pub trait ShimClient: Send + Sync {
     /// What the shim knows.
     async fn inspect(&self) -> Result<ShimView, ShimError>;
     /// Freezes and dumps, returns held. On error the container runs on.
-    async fn dump(&self, image: &Path, verdict: &Path, hold: Duration) -> Result<Vec<Step>, ShimError>;
+    ///
+    /// With `drained`, pages that can wait stay in the tasks, which stay frozen after `committed` until that file is
+    /// there.
+    async fn dump(
+        &self,
+        image: &Path,
+        verdict: &Path,
+        hold: Duration,
+        drained: Option<&Path>,
+    ) -> Result<Vec<Step>, ShimError>;
     /// Waits until a decided dump is over.
     async fn finish_dump(&self) -> Result<Finished, ShimError>;
     /// Hands over the image, returns held. On error nothing restored is left.
-    async fn restore(&self, image: &Path, verdict: &Path) -> Result<Vec<Step>, ShimError>;
+    ///
+    /// `pages` is the socket of whoever fetches the pages that are not in the image.
+    async fn restore(
+        &self,
+        image: &Path,
+        verdict: &Path,
+        pages: Option<&Path>,
+    ) -> Result<Vec<Step>, ShimError>;
     /// Waits until a decided restore is over.
     async fn finish_restore(&self) -> Result<Finished, ShimError>;
 }
@@ -189,15 +207,23 @@ impl ShimClient for TtrpcShim {
             pid: response.pid,
             rootfs: response.rootfs.into(),
             execs: response.execs,
+            fetching_memory: response.fetching_memory,
         })
     }
 
-    async fn dump(&self, image: &Path, verdict: &Path, hold: Duration) -> Result<Vec<Step>, ShimError> {
+    async fn dump(
+        &self,
+        image: &Path,
+        verdict: &Path,
+        hold: Duration,
+        drained: Option<&Path>,
+    ) -> Result<Vec<Step>, ShimError> {
         let request = DumpRequest {
             id: self.id.clone(),
             image_dir: image.to_string_lossy().into_owned(),
             verdict_path: verdict.to_string_lossy().into_owned(),
             hold_ms: u64::try_from(hold.as_millis()).unwrap_or(u64::MAX),
+            drained_path: text(drained),
             ..Default::default()
         };
         let response = self
@@ -217,11 +243,17 @@ impl ShimClient for TtrpcShim {
         Ok(self.finished(response))
     }
 
-    async fn restore(&self, image: &Path, verdict: &Path) -> Result<Vec<Step>, ShimError> {
+    async fn restore(
+        &self,
+        image: &Path,
+        verdict: &Path,
+        pages: Option<&Path>,
+    ) -> Result<Vec<Step>, ShimError> {
         let request = RestoreRequest {
             id: self.id.clone(),
             image_dir: image.to_string_lossy().into_owned(),
             verdict_path: verdict.to_string_lossy().into_owned(),
+            pages_socket: text(pages),
             ..Default::default()
         };
         let response = self
@@ -240,4 +272,10 @@ impl ShimClient for TtrpcShim {
             .map_err(self.failed("finish of the restore"))?;
         Ok(self.finished(response))
     }
+}
+
+/// A path as the shim's messages have it: empty if there is none.
+fn text(path: Option<&Path>) -> String {
+    path.map(|path| path.to_string_lossy().into_owned())
+        .unwrap_or_default()
 }

@@ -18,6 +18,7 @@ use crate::clock::{Bytes, Clock, Outcome, Report};
 use crate::connections;
 use crate::container_log::Tail;
 use crate::deadlines;
+use crate::drain;
 use crate::engine::Container;
 use crate::failure::{Cause, Failure, Problem};
 use crate::host::Host;
@@ -25,6 +26,9 @@ use crate::image_stream;
 use crate::journal::{Journal, Mark, Opened};
 use crate::link::Link;
 use crate::message::{Intent, Message, Offer, Purpose, VERSIONS};
+use crate::mode::Mode;
+use crate::pages::relay::Figures;
+use crate::pages::serve::Offering;
 use crate::phase::{Phase, Role};
 use crate::places::MigrationId;
 use crate::progress::Observer;
@@ -59,10 +63,14 @@ pub struct Source {
     container: Container,
     journal: Option<Journal>,
     shim: Option<Arc<dyn ShimClient>>,
+    init: u32,
     upper: PathBuf,
     sent_files: Option<Index>,
     log: Option<Tail>,
     image_wanted: bool,
+    mode: Mode,
+    offering: Option<Offering>,
+    memory: Option<Figures>,
     hold: Hold,
     bytes: Bytes,
     outcome: Outcome,
@@ -79,16 +87,21 @@ pub async fn run(
     observer: Observer,
     migration: MigrationId,
     container: Container,
+    mode: Mode,
 ) -> Result<Report, Failure> {
     link.count_in(observer.transfer());
     let mut source = Source {
         clock: Clock::start(Role::Source),
         journal: None,
         shim: None,
+        init: 0,
         upper: PathBuf::new(),
         sent_files: None,
         log: None,
         image_wanted: false,
+        mode,
+        offering: None,
+        memory: None,
         hold: Hold::Free,
         bytes: Bytes::default(),
         outcome: Outcome::Moved,
@@ -142,6 +155,10 @@ impl Side for Source {
             forward: |source| Box::pin(source.tell_commit()),
         },
         ForwardRow {
+            phase: Phase::Drain,
+            forward: |source| Box::pin(source.drain()),
+        },
+        ForwardRow {
             phase: Phase::Release,
             forward: |source| Box::pin(source.release()),
         },
@@ -191,6 +208,7 @@ impl Source {
         let offer = Offer {
             container: self.container.clone(),
             memory_bytes,
+            post_copy: self.mode != Mode::Stop,
             cgroup_version: checks::cgroup_version(),
         };
         self.link.send(Message::Offer(Box::new(offer))).await?;
@@ -198,10 +216,20 @@ impl Source {
             Message::Answer {
                 objections: theirs,
                 image_wanted,
+                no_post_copy,
             } => {
                 let peer = self.link.peer();
                 objections.extend(theirs.into_iter().map(|objection| format!("{peer}: {objection}")));
                 self.image_wanted = image_wanted;
+                match (self.mode, no_post_copy) {
+                    (Mode::Post, Some(reason)) => objections.push(format!("{peer}: no post-copy: {reason}")),
+                    (Mode::Auto, Some(reason)) => {
+                        self.remarks.push(format!("no post-copy: {peer}: {reason}"));
+                        self.mode = Mode::Stop;
+                    }
+                    (Mode::Auto, None) => self.mode = Mode::Post,
+                    (Mode::Stop | Mode::Post, _) => {}
+                }
             }
             other => return Err(self.link.out_of_turn(&other)),
         }
@@ -236,12 +264,19 @@ impl Source {
                 } else if !container.running {
                     objections.push(format!("{} is not running", container.name));
                 }
+                if view.fetching_memory {
+                    objections.push(format!(
+                        "memory of {} is still on the host it came from: wait until that move has ended",
+                        container.name
+                    ));
+                }
                 if !view.execs.is_empty() {
                     objections.push(format!(
                         "processes exec'ed into it cannot be moved, end them first: {}",
                         view.execs.join(", ")
                     ));
                 }
+                self.init = view.pid;
                 memory_bytes = checks::memory_of(view.pid);
                 objections.extend(checks::ambiguous_runtime(container));
                 objections.extend(connections::objection(container, view.pid));
@@ -280,6 +315,9 @@ impl Source {
         self.journal = Some(journal.clone());
         create_private_dir(&self.image_dir()).map_err(|error| Problem::io("the image directory", &error))?;
 
+        if self.mode == Mode::Post {
+            self.offering = Some(self.host.board.expect(&self.migration));
+        }
         self.link.send(Message::Prepare).await?;
         if self.image_wanted {
             let layers = self.host.engine.export_image(&self.container).await?;
@@ -337,10 +375,21 @@ impl Source {
         self.hold = Hold::Dumping;
         let since = Instant::now();
         self.clock.frozen();
-        let dump = shim.dump(&image, &verdict, self.host.hold);
+        let drained = self.host.places.drained(&self.migration);
+        let drained = self.offering.as_ref().map(|_| drained.as_path());
+        let dump = shim.dump(&image, &verdict, self.host.hold, drained);
         let steps = self.link.during(async { Ok(dump.await?) }).await?;
         self.clock.step("dump-held", since);
         self.clock.extend(steps);
+        if let Some(offering) = &self.offering {
+            let since = Instant::now();
+            let pages = drain::open(&image, self.init, self.observer.transfer())
+                .await
+                .map_err(|error| Problem::io("finding the memory of the frozen tasks", &error))?;
+            self.observer.expect(pages.bytes());
+            offering.open(pages);
+            self.clock.step("open-memory", since);
+        }
 
         let since = Instant::now();
         self.send_files().await?;
@@ -419,7 +468,33 @@ impl Source {
         }
     }
 
+    /// Keeps the pages until the destination has them all. The container runs there meanwhile.
+    async fn drain(&mut self) {
+        if self.offering.is_none() || self.outcome != Outcome::Moved {
+            return;
+        }
+        let since = Instant::now();
+        match self.link.receive("drained", deadlines::DRAIN).await {
+            Ok(Message::Drained { memory }) => {
+                self.clock.step("drain", since);
+                self.memory = Some(memory);
+            }
+            Ok(other) => return self.unconfirmed(&self.link.out_of_turn(&other)),
+            Err(problem) => return self.unconfirmed(&problem),
+        }
+        self.offering = None;
+        if let Err(error) = drain::note_drained(&self.host, &self.migration) {
+            self.remarks.push(format!(
+                "the tasks left here cannot be told that they are done with: {error}"
+            ));
+        }
+    }
+
     async fn release(&mut self) {
+        if self.offering.is_some() {
+            // The destination may still need pages: recovery serves them and asks.
+            return;
+        }
         let finish = recovery::finish_dump(&self.host, &self.container, self.shim.clone());
         if let Err(reason) = finish.await {
             self.remarks.push(reason);
@@ -512,7 +587,9 @@ impl Source {
             outcome: self.outcome,
             downtime_micros: clock.downtime_micros(),
             total_micros: clock.total_micros(),
+            mode: self.mode,
             bytes: self.bytes,
+            memory: self.memory,
             steps: clock.take_steps(),
             remarks: self.remarks,
         }

@@ -22,6 +22,13 @@ pub const DUMP_LOG: &str = "dump.log";
 /// See [`DUMP_LOG`].
 pub const RESTORE_LOG: &str = "restore.log";
 
+/// What a dump is told besides, so that it leaves the pages that can wait in the tasks.
+///
+/// CRIU would then serve them itself, to whoever connects first, who would read the memory of the container. So it is
+/// given an address that is none: its server does not come up, CRIU fails after `post-dump` and resumes the tasks, and
+/// since they are frozen that means nothing: [`crate::hold::HoldRecord::settle`] decides what becomes of them.
+pub const LAZY_DUMP: &str = "lazy-pages\naddress none\nport 1\n";
+
 /// Text of a CRIU configuration file for a dump or restore with `options`, run under the holder at `hold`.
 ///
 /// `extra` is the content of a file the container's own `org.criu.config` named: its lines come last and win.

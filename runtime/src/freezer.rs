@@ -171,16 +171,7 @@ impl Freezer {
 
     /// Kills every task, frozen or not. A cgroup that is gone has none.
     pub fn kill(&self) -> io::Result<()> {
-        let procs = match fs::read_to_string(self.directory.join("cgroup.procs")) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            other => other?,
-        };
-        for pid in procs.lines().filter_map(|pid| pid.parse().ok()) {
-            match kill(Pid::from_raw(pid), Signal::SIGKILL) {
-                Ok(()) | Err(Errno::ESRCH) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
+        kill_below(&self.directory)?;
         // A frozen task dies when it thaws, before it runs a single instruction of its own.
         self.thaw()
     }
@@ -196,6 +187,27 @@ impl Freezer {
             .open(self.directory.join(file))?;
         io::Write::write_all(&mut file, value.as_bytes())
     }
+}
+
+/// Kills every process of a cgroup and of those below it.
+fn kill_below(cgroup: &Path) -> io::Result<()> {
+    let procs = match fs::read_to_string(cgroup.join("cgroup.procs")) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other?,
+    };
+    for pid in procs.lines().filter_map(|pid| pid.parse().ok()) {
+        match kill(Pid::from_raw(pid), Signal::SIGKILL) {
+            Ok(()) | Err(Errno::ESRCH) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    for entry in fs::read_dir(cgroup)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            kill_below(&entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 /// A frozen task that CRIU could not seize.

@@ -47,6 +47,19 @@ pub const PRE_RESUME: &str = "pre-resume";
 /// container running.
 const THAW_POLL_INTERVAL: Duration = Duration::from_millis(1);
 
+/// How often it is looked whether a container that was given away is still needed for its pages: nobody waits for it.
+const DRAIN_POLL_INTERVAL: Duration = Duration::from_millis(20);
+
+/// What became of the tasks of a dump.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Settled {
+    /// They run, or are killed.
+    Done,
+    /// They belong to another host, which still needs pages of theirs: they stay frozen.
+    PagesNeeded,
+}
+
 /// What the holder must know; written by the shim as `hold.json` before it starts CRIU.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HoldRecord {
@@ -60,24 +73,35 @@ pub struct HoldRecord {
     pub freezer: Option<Freezer>,
     /// Whether the container was paused before, and is to stay so: nobody thaws it.
     pub paused: bool,
+    /// For a dump that leaves pages in its tasks: the file that says, after `committed`, that nobody needs them any
+    /// more. Until it is there the tasks stay frozen and alive, whoever has died.
+    #[serde(default)]
+    pub drained: Option<PathBuf>,
 }
 
 impl HoldRecord {
     /// Settles a dump that CRIU has done with: lets the tasks run, or makes sure that they do not.
     ///
-    /// A held dump that ends without a verdict is aborted first; tasks that are left after `committed` are killed.
-    /// May be called again, by whoever outlived CRIU.
-    pub fn settle(&self) -> io::Result<()> {
+    /// A held dump that ends without a verdict is aborted first; tasks that are left after `committed` are killed, unless
+    /// somebody still needs their pages. May be called again, by whoever outlived CRIU.
+    pub fn settle(&self) -> io::Result<Settled> {
         let Some(freezer) = self.freezer.as_ref().filter(|_| !self.paused) else {
-            return Ok(());
+            return Ok(Settled::Done);
         };
         match &self.verdict {
-            None => freezer.thaw(),
+            None => freezer.thaw()?,
             Some(path) => match verdict::decide(path, Verdict::Aborted)? {
-                Verdict::Aborted => freezer.thaw(),
-                Verdict::Committed => freezer.kill(),
+                Verdict::Aborted => freezer.thaw()?,
+                Verdict::Committed if self.pages_are_needed()? => return Ok(Settled::PagesNeeded),
+                Verdict::Committed => freezer.kill()?,
             },
         }
+        Ok(Settled::Done)
+    }
+
+    fn pages_are_needed(&self) -> io::Result<bool> {
+        let drained = self.drained.as_ref().map(|path| path.try_exists()).transpose()?;
+        Ok(drained == Some(false))
     }
 }
 
@@ -113,7 +137,14 @@ pub fn main(called_as: &Path) -> io::Result<()> {
         }
     }
     match (action.as_str(), &record.verdict) {
-        (POST_DUMP, Some(path)) => obey(&hold_dump(path, record.hold_ms)?),
+        (POST_DUMP, Some(path)) => {
+            obey(&hold_dump(path, record.hold_ms)?)?;
+            // Only the other host knows how long that is.
+            while record.pages_are_needed()? {
+                std::thread::sleep(DRAIN_POLL_INTERVAL);
+            }
+            Ok(())
+        }
         (POST_RESTORE, Some(path)) => obey(&hold_restore(path)?),
         _ => Ok(()),
     }
@@ -132,7 +163,11 @@ pub fn thawer_main(called_as: &Path, criu_pid: &str) -> io::Result<()> {
     while is_running(&criu) {
         std::thread::sleep(THAW_POLL_INTERVAL);
     }
-    record.settle()
+    // A CRIU that was killed leaves the tasks frozen, with all their pages.
+    while record.settle()? == Settled::PagesNeeded {
+        std::thread::sleep(DRAIN_POLL_INTERVAL);
+    }
+    Ok(())
 }
 
 /// A zombie has ended, whether or not its parent has looked.
@@ -226,7 +261,7 @@ mod tests {
     fn a_dump_whose_holder_died_is_aborted_before_it_is_thawed() {
         let directory = tempfile::tempdir().unwrap();
         let record = record(directory.path());
-        record.settle().unwrap();
+        assert_eq!(record.settle().unwrap(), Settled::Done);
         let verdict = directory.path().join("verdict");
         assert_eq!(
             verdict::decide(&verdict, Verdict::Committed).unwrap(),
@@ -246,7 +281,26 @@ mod tests {
         let mut task = Command::new("sleep").arg("60").spawn().unwrap();
         fs::write(directory.path().join("cgroup.procs"), format!("{}\n", task.id())).unwrap();
         verdict::decide(&directory.path().join("verdict"), Verdict::Committed).unwrap();
-        record.settle().unwrap();
+        assert_eq!(record.settle().unwrap(), Settled::Done);
+        assert!(!task.wait().unwrap().success());
+    }
+
+    #[test]
+    fn tasks_whose_pages_are_needed_are_left_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        let record = HoldRecord {
+            drained: Some(at("drained")),
+            ..record(directory.path())
+        };
+        let mut task = Command::new("sleep").arg("60").spawn().unwrap();
+        fs::write(at("cgroup.procs"), format!("{}\n", task.id())).unwrap();
+        verdict::decide(&at("verdict"), Verdict::Committed).unwrap();
+        assert_eq!(record.settle().unwrap(), Settled::PagesNeeded);
+        assert!(task.try_wait().unwrap().is_none());
+        assert_eq!(fs::read_to_string(at("freezer.state")).unwrap(), "FROZEN");
+        fs::write(at("drained"), "").unwrap();
+        assert_eq!(record.settle().unwrap(), Settled::Done);
         assert!(!task.wait().unwrap().success());
     }
 

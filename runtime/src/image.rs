@@ -43,6 +43,9 @@ pub struct Manifest {
     pub network: NetworkOwner,
     /// Whether the container has a terminal: it can only be restored with one.
     pub terminal: bool,
+    /// Whether pages of memory are missing that were left in the tasks: it restores only with somebody to fetch them.
+    #[serde(default)]
+    pub lazy: bool,
     /// The options of the dump that a restore goes by.
     #[serde(default)]
     pub options: Layer,
@@ -68,6 +71,7 @@ impl Manifest {
             id: id.into(),
             network,
             terminal,
+            lazy: false,
             options,
             files: BTreeMap::new(),
             digests: BTreeMap::new(),

@@ -28,6 +28,7 @@ use crate::clock::Report;
 use crate::engine::{Container, EngineError};
 use crate::failure::Failure;
 use crate::journal::Found;
+use crate::mode::Mode;
 use crate::phase::{Phase, Role};
 use crate::places::MigrationId;
 use crate::progress::{Event, Observer};
@@ -47,6 +48,9 @@ pub struct MigrateRequest {
     pub container: String,
     /// The host to move it to, as the agent's configuration names it.
     pub destination: String,
+    /// How its memory goes over.
+    #[serde(default)]
+    pub mode: Mode,
 }
 
 /// `GET /v1/version`.
@@ -218,7 +222,7 @@ async fn migrate(
     let mover = Arc::clone(&agent);
     // A task of the agent's own, which outlives the client's connection.
     agent.tasks.spawn(async move {
-        let outcome = move_away(&mover, observer, &migration, container, &request.destination).await;
+        let outcome = move_away(&mover, observer, &migration, container, &request).await;
         drop((claim, listing));
         mover.recover_rest(&migration);
         let _ = tell_end.send(outcome);
@@ -234,8 +238,9 @@ async fn move_away(
     observer: Observer,
     migration: &MigrationId,
     container: Container,
-    destination: &str,
+    request: &MigrateRequest,
 ) -> Result<Report, Failure> {
+    let destination = &request.destination;
     let host = Arc::clone(&agent.host);
     log::info!("migration {migration}: {} goes to {destination}", container.name);
     let link = host
@@ -243,7 +248,7 @@ async fn move_away(
         .connect(destination)
         .await
         .map_err(|cause| Failure::new(Role::Source, &host.name, Phase::Hello, cause))?;
-    let outcome = source::run(host, link, observer, migration.clone(), container).await;
+    let outcome = source::run(host, link, observer, migration.clone(), container, request.mode).await;
     match &outcome {
         Ok(report) => log::info!(
             "migration {migration}: {:?}, downtime {:?} us, {} us in all, {:?}",

@@ -24,6 +24,7 @@ use crate::config::AgentConfig;
 use crate::engine::docker::{DEFAULT_SOCKET, Docker};
 use crate::host::{Host, Tools};
 use crate::journal::Found;
+use crate::pages::serve::Board;
 use crate::places::{MigrationId, Places};
 use crate::recovery;
 use crate::shim::HostShims;
@@ -97,6 +98,7 @@ pub async fn run(config: AgentConfig, stop: CancellationToken) -> Result<(), Age
             engine: Arc::new(Docker::new(docker)),
             shims: Arc::new(HostShims),
             peers: Arc::clone(&peers) as Arc<dyn crate::host::Peers>,
+            board: Board::default(),
             places,
             tools: Tools::default(),
             upper_dir: delta::upper_dir,

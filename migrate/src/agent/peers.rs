@@ -7,14 +7,16 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use crate::agent::Agent;
 use crate::config::Peer;
 use crate::deadlines;
 use crate::destination;
+use crate::drain;
 use crate::failure::{Cause, Failure};
-use crate::host::Peers;
+use crate::frame::{self, Frame};
+use crate::host::{Duplex, Peers};
 use crate::link::Link;
 use crate::message::{Intent, Message};
 use crate::phase::{Phase, Role};
@@ -44,7 +46,7 @@ impl TlsPeers {
 
 #[async_trait]
 impl Peers for TlsPeers {
-    async fn connect(&self, host: &str) -> Result<Link, Cause> {
+    async fn open(&self, host: &str) -> Result<Box<dyn Duplex>, Cause> {
         let peer = self
             .peers
             .get(host)
@@ -52,7 +54,8 @@ impl Peers for TlsPeers {
         let stream = tls::connect(&self.identity, host, &peer.address)
             .await
             .map_err(|error| Cause::Lost(error.to_string()))?;
-        Ok(link(stream, host))
+        be_patient(&stream, host);
+        Ok(Box::new(stream))
     }
 
     fn names(&self) -> Vec<String> {
@@ -97,17 +100,34 @@ pub async fn serve(agent: Arc<Agent>, peers: Arc<TlsPeers>, listener: TcpListene
 }
 
 async fn serve_one(agent: Arc<Agent>, peers: &TlsPeers, connection: TcpStream) {
-    let (stream, peer) = match tls::accept(&peers.identity, &peers.peers, connection).await {
+    let (mut stream, peer) = match tls::accept(&peers.identity, &peers.peers, connection).await {
         Ok(accepted) => accepted,
         Err(error) => return log::warn!("{error}"),
     };
-    let mut link = link(stream, &peer);
-    let (versions, intent) = match link.receive("hello", deadlines::HELLO).await {
-        Ok(Message::Hello { versions, intent }) => (versions, intent),
-        Ok(other) => return log::warn!("{peer} began with {}", other.name()),
-        Err(problem) => return log::debug!("{peer}: {problem}"),
+    be_patient(&stream, &peer);
+    let (versions, intent) = match timeout(deadlines::HELLO, frame::read(&mut stream)).await {
+        Ok(Ok(Some(Frame::Message(message)))) => match *message {
+            Message::Hello { versions, intent } => (versions, intent),
+            other => return log::warn!("{peer} began with {}", other.name()),
+        },
+        other => return log::debug!("{peer} says no hello: {other:?}"),
     };
+    if let Intent::Pages {
+        migration,
+        stream: kind,
+        again,
+    } = intent
+    {
+        if let Err(error) =
+            drain::serve(&agent.host, stream, &peer, &versions, &migration, (kind, again)).await
+        {
+            log::warn!("migration {migration}: pages for {peer}: {error}");
+        }
+        return;
+    }
+    let link = Link::new(stream, &peer);
     match intent {
+        Intent::Pages { .. } => {}
         Intent::Move { migration } => take_over(&agent, link, migration, versions).await,
         Intent::AskVerdict { migration } => {
             recovery::answer_verdict(&agent.host, link, &versions, &migration).await;
@@ -140,11 +160,10 @@ async fn take_over(agent: &Arc<Agent>, mut link: Link, migration: MigrationId, v
     }
 }
 
-fn link(stream: Stream, peer: &str) -> Link {
-    // The link's heartbeats notice a cut within seconds; the kernel must not end a connection whose receiver is busy
-    // writing layers to a disk.
-    if let Err(error) = tls::set_patience(&stream, BUSY_RECEIVER_PATIENCE) {
+/// The link's heartbeats notice a cut within seconds; the kernel must not end a connection whose receiver is busy writing
+/// layers to a disk.
+fn be_patient(stream: &Stream, peer: &str) {
+    if let Err(error) = tls::set_patience(stream, BUSY_RECEIVER_PATIENCE) {
         log::debug!("the connection to {peer}: {error}");
     }
-    Link::new(stream, peer)
 }

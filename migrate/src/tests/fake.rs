@@ -322,10 +322,17 @@ impl ShimClient for FakeShim {
             pid: std::process::id(),
             rootfs: self.0.rootfs(),
             execs: Vec::new(),
+            fetching_memory: false,
         })
     }
 
-    async fn dump(&self, image: &Path, verdict: &Path, hold: Duration) -> Result<Vec<Step>, ShimError> {
+    async fn dump(
+        &self,
+        image: &Path,
+        verdict: &Path,
+        hold: Duration,
+        _: Option<&Path>,
+    ) -> Result<Vec<Step>, ShimError> {
         self.0.shim_call("dump")?;
         fs::write(image.join("core-1.img"), "core")
             .map_err(|error| shim_error("dump", &error.to_string()))?;
@@ -347,7 +354,7 @@ impl ShimClient for FakeShim {
         })
     }
 
-    async fn restore(&self, image: &Path, verdict: &Path) -> Result<Vec<Step>, ShimError> {
+    async fn restore(&self, image: &Path, verdict: &Path, _: Option<&Path>) -> Result<Vec<Step>, ShimError> {
         if self.0.fails("restore") {
             self.0.set_tasks(Tasks::None);
             return Err(shim_error("restore", "injected"));

@@ -15,10 +15,11 @@ use crate::destination;
 use crate::engine::Engine;
 use crate::failure::{Cause, Failure};
 use crate::frame::{self, Frame};
-use crate::host::{Host, Peers, Tools};
+use crate::host::{Duplex, Host, Peers, Tools};
 use crate::journal::Found;
 use crate::link::Link;
 use crate::message::{Intent, Message};
+use crate::mode::Mode;
 use crate::places::{MigrationId, Places};
 use crate::progress::Observer;
 use crate::recovery;
@@ -87,6 +88,7 @@ impl World {
             observer.clone(),
             migration,
             container,
+            Mode::Stop,
         ));
         let arrive = tokio::spawn(serve(
             Arc::clone(&self.destination.host),
@@ -314,18 +316,19 @@ async fn serve(host: Arc<Host>, mut link: Link, observer: Observer) {
         Intent::TellCommitted { migration } => {
             recovery::answer_committed(&host, link, &versions, &migration).await;
         }
+        Intent::Pages { .. } => unreachable!("these moves leave no pages behind"),
     }
 }
 
 #[async_trait]
 impl Peers for Pipes {
-    async fn connect(&self, host: &str) -> Result<Link, Cause> {
+    async fn open(&self, host: &str) -> Result<Box<dyn Duplex>, Cause> {
         let (near, far) = tokio::io::duplex(1 << 16);
         let other = Arc::clone(self.other.get().unwrap());
         assert_eq!(other.name, host);
         let (observer, _) = Observer::new(CancellationToken::new());
         tokio::spawn(serve(other, Link::new(far, self.me), observer));
-        Ok(Link::new(near, host))
+        Ok(Box::new(near))
     }
 
     fn names(&self) -> Vec<String> {
@@ -359,6 +362,7 @@ impl Place {
             engine: Arc::clone(&fake) as Arc<dyn Engine>,
             shims: Arc::new(FakeShims(Arc::clone(&fake))),
             peers: Arc::new(Pipes { me: name, other }),
+            board: crate::pages::serve::Board::default(),
             places,
             tools: Tools {
                 criu,

@@ -16,7 +16,7 @@ use crate::control::write_atomically;
 use crate::criu::{self, DUMP_LOG};
 use crate::freezer::Freezer;
 use crate::gate::Report;
-use crate::hold::{HoldRecord, POST_DUMP, PRE_DUMP};
+use crate::hold::{HoldRecord, POST_DUMP, PRE_DUMP, Settled};
 use crate::image::{Manifest, NetworkOwner};
 use crate::options::{CheckpointOptions, Digests, Tcp};
 use crate::runc::RuncError;
@@ -53,7 +53,13 @@ pub struct Hold {
     pub verdict: PathBuf,
     /// How long the holder waits for it before it decides `aborted`.
     pub deadline: Duration,
+    /// Pages that can wait stay in the tasks, which stay frozen after `committed` until this file is there. None: the
+    /// image holds all.
+    pub drained: Option<PathBuf>,
 }
+
+/// How often it is looked whether the pages left in the tasks are still needed: the agent waits for the answer.
+const DRAIN_POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// How a dump ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,7 +91,9 @@ impl Dump {
         let owner = network::owner(&spec, request.pid, request.options.empty_namespaces).map_err(unready)?;
         let work = furnish(&site, "work-dump").map_err(unready)?;
         let work = request.work_dir.clone().unwrap_or(work);
-        write_criu_config(&site, &request.options).map_err(unready)?;
+        let drained = request.hold.as_ref().and_then(|hold| hold.drained.clone());
+        let besides = drained.as_ref().map_or("", |_| criu::LAZY_DUMP);
+        write_criu_config(&site, &request.options, besides).map_err(unready)?;
         let early_config = write_early_criu_config(&site, &request.options).map_err(unready)?;
         let record = HoldRecord {
             verdict: request.hold.as_ref().map(|hold| hold.verdict.clone()),
@@ -96,12 +104,13 @@ impl Dump {
             gated: false,
             freezer: Some(Freezer::of(request.pid).map_err(unready)?),
             paused: request.paused,
+            drained,
         };
         let json = serde_json::to_vec(&record).map_err(|error| unready(error.into()))?;
         write_atomically(&site.control.join("hold.json"), &json).map_err(unready)?;
-        Manifest::new(&site.id, owner, request.terminal, request.options.remembered())
-            .write(&request.image_dir)
-            .map_err(unready)?;
+        let mut manifest = Manifest::new(&site.id, owner, request.terminal, request.options.remembered());
+        manifest.lazy = record.drained.is_some();
+        manifest.write(&request.image_dir).map_err(unready)?;
         let reports = Reports::listen(&site.control).map_err(unready)?;
         let options = &request.options;
         let call = site
@@ -176,15 +185,19 @@ impl Dump {
             }
         };
         // The thawer does the same; whichever of us is alive.
-        if let Err(error) = self.record.settle() {
-            log::error!("container {} may be left frozen: {error}", self.site.id);
+        loop {
+            match self.record.settle() {
+                Ok(Settled::Done) => break,
+                Ok(Settled::PagesNeeded) => tokio::time::sleep(DRAIN_POLL_INTERVAL).await,
+                Err(error) => {
+                    log::error!("container {} may be left frozen: {error}", self.site.id);
+                    break;
+                }
+            }
         }
         self.clock.mark("end");
-        let aborted = self
-            .request
-            .hold
-            .as_ref()
-            .is_some_and(|hold| matches!(verdict::read(&hold.verdict), Ok(Some(Verdict::Aborted))));
+        let hold = self.request.hold.as_ref();
+        let verdict = hold.and_then(|hold| verdict::read(&hold.verdict).ok().flatten());
         if result.is_ok() && self.request.hold.is_none() {
             self.seal();
         }
@@ -192,7 +205,11 @@ impl Dump {
             Ok(()) if self.request.options.leave_running => Ok((DumpEnd::Running, self.clock.steps)),
             Ok(()) => Ok((DumpEnd::Killed, self.clock.steps)),
             // CRIU says "failed" when its script refuses; that is what an aborted verdict makes it do.
-            Err(_) if aborted => Ok((DumpEnd::Running, self.clock.steps)),
+            Err(_) if verdict == Some(Verdict::Aborted) => Ok((DumpEnd::Running, self.clock.steps)),
+            // Its server of pages never comes up: what is left of the tasks was killed just now.
+            Err(_) if verdict.is_some() && self.record.drained.is_some() => {
+                Ok((DumpEnd::Killed, self.clock.steps))
+            }
             Err(error) => Err(self.failure(&error)),
         }
     }

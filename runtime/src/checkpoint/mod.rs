@@ -210,13 +210,17 @@ fn furnish(site: &Site, work: &str) -> io::Result<PathBuf> {
     Ok(work)
 }
 
-/// Writes CRIU's configuration for what comes.
-fn write_criu_config(site: &Site, options: &crate::options::CheckpointOptions) -> io::Result<()> {
+/// Writes CRIU's configuration for what comes; `besides` are lines that nothing overrules.
+fn write_criu_config(
+    site: &Site,
+    options: &crate::options::CheckpointOptions,
+    besides: &str,
+) -> io::Result<()> {
     let own = site
         .own_criu_config
         .as_deref()
         .map_or(Ok(String::new()), read_own_config)?;
-    let text = criu::config(options, &site.control.join(hold::NAME), &own);
+    let text = criu::config(options, &site.control.join(hold::NAME), &own) + besides;
     write_atomically(&site.control.join("criu.conf"), text.as_bytes())
 }
 

@@ -96,7 +96,7 @@ impl Restore {
         let options = CheckpointOptions::resolve(&[&request.told, &remembered, &request.usual]);
         let work = furnish(&site, "work-restore").map_err(unready)?;
         let work = request.work_dir.clone().unwrap_or(work);
-        write_criu_config(&site, &options).map_err(unready)?;
+        write_criu_config(&site, &options, "").map_err(unready)?;
         let hold = HoldRecord {
             verdict: request.verdict.clone(),
             gated: engine_network,

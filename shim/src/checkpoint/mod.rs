@@ -71,6 +71,10 @@ impl Container for ContainerService {
             image_dir: absolute(&request.image_dir)?,
             verdict: absolute(&request.verdict_path)?,
             hold: Duration::from_millis(request.hold_ms).min(HOLD_MAX),
+            drained: match request.drained_path.as_str() {
+                "" => None,
+                path => Some(absolute(path)?),
+            },
         };
         let held = self
             .ask(&request.id, |reply| Command::Dump { order, reply })

@@ -20,6 +20,7 @@ pub(crate) struct DumpOrder {
     pub(crate) image_dir: PathBuf,
     pub(crate) verdict: PathBuf,
     pub(crate) hold: Duration,
+    pub(crate) drained: Option<PathBuf>,
 }
 
 /// An image for a container that was started with a ticket.

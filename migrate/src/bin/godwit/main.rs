@@ -11,9 +11,11 @@ mod show;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::str::FromStr;
 
 use clap::{Parser, Subcommand};
 use godwit_migrate::config::AgentConfig;
+use godwit_migrate::mode::Mode;
 use godwit_migrate::{agent, ca};
 use tokio_util::sync::CancellationToken;
 
@@ -54,6 +56,10 @@ enum Command {
         container: String,
         /// The host, as the agent's configuration names it.
         host: String,
+        /// How its memory goes over: `stop` while the container stands still, `post` after it runs there, or `auto`:
+        /// post where both hosts can.
+        #[arg(long, default_value_t, value_parser = Mode::from_str)]
+        mode: Mode,
         /// Print one JSON object a line: every phase, and the report or the error at last.
         #[arg(long)]
         json: bool,
@@ -114,9 +120,10 @@ fn main() -> ExitCode {
         Command::Migrate {
             container,
             host,
+            mode,
             json,
             agent,
-        } => block_on(migrate::run(&agent.socket, container, host, json)),
+        } => block_on(migrate::run(&agent.socket, container, host, mode, json)),
         Command::Migrations { json, agent } => block_on(show::migrations(&agent.socket, json)),
         Command::Setup(order) => setup::run(&order),
         Command::Ca(command) => run_ca(command).map(|()| ExitCode::SUCCESS),

@@ -11,6 +11,7 @@ use anyhow::Context;
 use godwit_migrate::agent::api::MigrateRequest;
 use godwit_migrate::clock::{Outcome, Report};
 use godwit_migrate::failure::{Cause, Failure};
+use godwit_migrate::mode::Mode;
 use godwit_migrate::phase::Phase;
 use godwit_migrate::progress::{Event, PhaseState};
 use http_body_util::BodyExt;
@@ -32,11 +33,13 @@ pub(crate) async fn run(
     socket: &Path,
     container: String,
     host: String,
+    mode: Mode,
     json: bool,
 ) -> anyhow::Result<ExitCode> {
     let request = MigrateRequest {
         container,
         destination: host,
+        mode,
     };
     let response = client::send(socket, Method::POST, "/v1/migrations", Some(&request)).await?;
     let mut lines = Lines::new(response.into_body());
@@ -286,6 +289,7 @@ fn doing(phase: Phase) -> &'static str {
         Phase::Freeze => "frozen, sending",
         Phase::Restore => "restoring",
         Phase::Commit => "committed",
+        Phase::Drain => "running, fetching memory",
         Phase::Release => "releasing",
     }
 }

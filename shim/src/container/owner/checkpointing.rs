@@ -98,6 +98,7 @@ impl Owner {
         let hold = Hold {
             verdict: order.verdict,
             deadline: order.hold,
+            drained: order.drained,
         };
         let image_dir = order.image_dir.clone();
         let request = self.dump_request(order.image_dir, None, options, Some(hold));

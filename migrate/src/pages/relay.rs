@@ -1,0 +1,413 @@
+//! The destination's end of the page streams: between the source's agent and the pager of the container.
+//!
+//! At first the source sends everything unasked on some streams, while another carries what a task waits for. If any of
+//! them breaks, all that was on its way counts as lost: the pager's connections are closed, it comes again and from then
+//! on asks for what it misses. So neither a cut link nor a killed agent costs a page. Nothing is kept here but what is
+//! being passed on: a pager that does not read stops the source.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use godwit_runtime::pages::wire::{Header, Kind};
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::unix::OwnedWriteHalf;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Mutex;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::codec;
+use super::serve::read_header;
+use crate::deadlines;
+use crate::failure::{Cause, Problem};
+use crate::frame::{self, Frame};
+use crate::host::{Duplex, Host};
+use crate::message::{Intent, Message, PageStream, VERSIONS};
+use crate::places::MigrationId;
+
+/// Streams that carry pages unasked: while one is being encrypted the other waits for its processor or its peer.
+const PUSH_STREAMS: usize = 2;
+
+/// What has come, in bytes of pages by how they came.
+#[derive(Debug, Default)]
+struct Counters {
+    raw: AtomicU64,
+    zero: AtomicU64,
+    lz4: AtomicU64,
+    zstd: AtomicU64,
+    wire: AtomicU64,
+    urgent: AtomicU64,
+}
+
+/// How the memory of a container came over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Figures {
+    /// Bytes of pages that came as they are.
+    pub raw: u64,
+    /// Bytes of pages that are zero, which do not travel.
+    pub zero: u64,
+    /// Bytes of pages that came as LZ4.
+    pub lz4: u64,
+    /// Bytes of pages that came as zstd.
+    pub zstd: u64,
+    /// Bytes that all of it had on the link.
+    pub wire: u64,
+    /// How often a task waited for a page.
+    pub urgent: u64,
+}
+
+/// A relay at work; it ends when it is dropped.
+#[derive(Debug)]
+pub struct Relay {
+    drained: CancellationToken,
+    counters: Arc<Counters>,
+    _task: AbortOnDropHandle<()>,
+}
+
+/// Whose pages, from where.
+#[derive(Clone)]
+struct Origin {
+    host: Arc<Host>,
+    source: String,
+    migration: MigrationId,
+    counters: Arc<Counters>,
+}
+
+/// The source's streams of a first attempt.
+struct Streams {
+    urgent: Box<dyn Duplex>,
+    pushed: Vec<Box<dyn Duplex>>,
+}
+
+impl Relay {
+    /// Opens all streams to the source, and the socket at which the pager will call.
+    pub async fn open(host: &Arc<Host>, source: &str, migration: &MigrationId) -> Result<Self, Problem> {
+        let origin = Origin::new(host, source, migration);
+        let urgent = origin.connect(PageStream::Urgent, false).await?;
+        let mut pushed = Vec::new();
+        for _ in 0..PUSH_STREAMS {
+            pushed.push(origin.connect(PageStream::Push, false).await?);
+        }
+        Self::start(origin, Some(Streams { urgent, pushed }))
+    }
+
+    /// Takes over from a relay that is gone: the pager asks for what it misses.
+    pub fn resume(host: &Arc<Host>, source: &str, migration: &MigrationId) -> Result<Self, Problem> {
+        Self::start(Origin::new(host, source, migration), None)
+    }
+
+    fn start(origin: Origin, streams: Option<Streams>) -> Result<Self, Problem> {
+        let path = origin.host.places.pages_socket(&origin.migration);
+        let listener = listen(&path).map_err(|error| Problem::io("the pager's socket", &error))?;
+        let drained = CancellationToken::new();
+        let (counters, done) = (Arc::clone(&origin.counters), drained.clone());
+        let task = tokio::spawn(async move {
+            if run(&origin, &listener, streams).await {
+                done.cancel();
+            }
+        });
+        Ok(Self {
+            drained,
+            counters,
+            _task: AbortOnDropHandle::new(task),
+        })
+    }
+
+    /// Returns when the pager has every page.
+    pub async fn drained(&self) {
+        self.drained.cancelled().await;
+    }
+
+    /// What has come so far.
+    pub fn figures(&self) -> Figures {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Figures {
+            raw: read(&self.counters.raw),
+            zero: read(&self.counters.zero),
+            lz4: read(&self.counters.lz4),
+            zstd: read(&self.counters.zstd),
+            wire: read(&self.counters.wire),
+            urgent: read(&self.counters.urgent),
+        }
+    }
+}
+
+impl Origin {
+    fn new(host: &Arc<Host>, source: &str, migration: &MigrationId) -> Self {
+        Self {
+            host: Arc::clone(host),
+            source: source.into(),
+            migration: migration.clone(),
+            counters: Arc::default(),
+        }
+    }
+
+    async fn connect(&self, stream: PageStream, again: bool) -> Result<Box<dyn Duplex>, Problem> {
+        let hello = async {
+            let mut connection = self.host.peers.open(&self.source).await.map_err(Problem::Here)?;
+            let intent = Intent::Pages {
+                migration: self.migration.clone(),
+                stream,
+                again,
+            };
+            let hello = Message::Hello {
+                versions: VERSIONS.to_vec(),
+                intent,
+            };
+            let broken = |error: frame::FrameError| Problem::Here(Cause::Lost(error.to_string()));
+            frame::write(&mut connection, &Frame::Message(Box::new(hello)))
+                .await
+                .map_err(broken)?;
+            connection
+                .flush()
+                .await
+                .map_err(|error| Problem::io("greeting", &error))?;
+            match frame::read(&mut connection).await.map_err(broken)? {
+                Some(Frame::Message(message)) => match *message {
+                    Message::Welcome { .. } => Ok(connection),
+                    Message::Failed(failure) => Err(Problem::There(failure)),
+                    other => Err(Problem::protocol(format!(
+                        "{} said {}",
+                        self.source,
+                        other.name()
+                    ))),
+                },
+                _ => Err(Problem::protocol(format!("{} does not welcome us", self.source))),
+            }
+        };
+        timeout(deadlines::HELLO, hello).await.unwrap_or_else(|_| {
+            Err(Problem::Here(Cause::Lost(format!(
+                "{} does not answer",
+                self.source
+            ))))
+        })
+    }
+
+    fn count(&self, header: &Header) {
+        let counter = match header.kind {
+            Kind::Raw => &self.counters.raw,
+            Kind::Zero => &self.counters.zero,
+            Kind::Lz4 => &self.counters.lz4,
+            Kind::Zstd => &self.counters.zstd,
+            Kind::Urgent => {
+                self.counters.urgent.fetch_add(1, Ordering::Relaxed);
+                return;
+            }
+            Kind::Wanted | Kind::AllSent | Kind::Drained => return,
+        };
+        counter.fetch_add(header.end() - header.address, Ordering::Relaxed);
+        let wire = header.to_bytes().len() as u64 + u64::from(header.length);
+        self.counters.wire.fetch_add(wire, Ordering::Relaxed);
+    }
+}
+
+fn listen(path: &Path) -> io::Result<UnixListener> {
+    // A socket nobody listens on is what a killed agent leaves.
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// Relays until the pager has all; false if that cannot be any more.
+async fn run(origin: &Origin, listener: &UnixListener, streams: Option<Streams>) -> bool {
+    if let Some(streams) = streams {
+        match first(origin, listener, streams).await {
+            Ok(()) => return true,
+            Err(error) => log::warn!(
+                "migration {}: pages from {}: {error}; asking for what is missing",
+                origin.migration,
+                origin.source
+            ),
+        }
+    }
+    loop {
+        let pager = match accept(listener).await {
+            Ok((Kind::Urgent, pager)) => pager,
+            // It has not noticed yet that nothing comes unasked any more.
+            Ok(_) => continue,
+            Err(error) => {
+                log::warn!("migration {}: the pager: {error}", origin.migration);
+                sleep(deadlines::LOOK_AGAIN).await;
+                continue;
+            }
+        };
+        let source = loop {
+            match origin.connect(PageStream::Urgent, true).await {
+                Ok(source) => break source,
+                Err(problem) => log::warn!(
+                    "migration {}: {} does not send the pages that are missing: {problem}",
+                    origin.migration,
+                    origin.source
+                ),
+            }
+            sleep(deadlines::ASK_AGAIN).await;
+        };
+        match converse(origin, pager, source).await {
+            Ok(()) => return true,
+            Err(error) => log::warn!("migration {}: pages: {error}", origin.migration),
+        }
+    }
+}
+
+/// The first attempt: everything comes unasked, and what is waited for comes first.
+async fn first(origin: &Origin, listener: &UnixListener, streams: Streams) -> io::Result<()> {
+    let (mut urgent, mut push) = (None, None);
+    while urgent.is_none() || push.is_none() {
+        match accept(listener).await? {
+            (Kind::Urgent, pager) => urgent = Some(pager),
+            (_, pager) => push = Some(pager),
+        }
+    }
+    let (Some(urgent), Some(push)) = (urgent, push) else {
+        return Ok(());
+    };
+    let (_keep_open, push) = push.into_split();
+    let push = Mutex::new(push);
+    let left = AtomicU64::new(streams.pushed.len() as u64);
+    let pushed = futures_all(
+        streams
+            .pushed
+            .into_iter()
+            .map(|stream| pass_on(origin, stream, &push, &left))
+            .collect(),
+    );
+    tokio::select! {
+        done = converse(origin, urgent, streams.urgent) => done,
+        error = pushed => Err(error),
+    }
+}
+
+/// Waits for the first of several passings-on that ends by an error; the others end with it.
+async fn futures_all<F: Future<Output = io::Error>>(futures: Vec<F>) -> io::Error {
+    let mut futures: Vec<_> = futures.into_iter().map(Box::pin).collect();
+    std::future::poll_fn(|context| {
+        for future in &mut futures {
+            if let std::task::Poll::Ready(error) = future.as_mut().poll(context) {
+                return std::task::Poll::Ready(error);
+            }
+        }
+        std::task::Poll::Pending
+    })
+    .await
+}
+
+/// Passes pushed records on to the pager; returns only if that is not possible any more.
+async fn pass_on(
+    origin: &Origin,
+    mut stream: Box<dyn Duplex>,
+    pager: &Mutex<OwnedWriteHalf>,
+    left: &AtomicU64,
+) -> io::Error {
+    let pass = async {
+        let (mut content, mut pages) = (Vec::new(), Vec::new());
+        loop {
+            let header = read_record(origin, &mut stream, &mut content).await?;
+            if header.kind == Kind::AllSent {
+                break;
+            }
+            write_record(header, &content, &mut pages, &mut *pager.lock().await).await?;
+        }
+        if left.fetch_sub(1, Ordering::Relaxed) == 1 {
+            let all_sent = Header::bare(Kind::AllSent, 0, 0, 0).to_bytes();
+            pager.lock().await.write_all(&all_sent).await?;
+        }
+        Ok::<(), io::Error>(())
+    };
+    match pass.await {
+        // The stream stays open to its end: the source takes its closing for a loss.
+        Ok(()) => std::future::pending().await,
+        Err(error) => error,
+    }
+}
+
+/// Carries questions to the source and answers to the pager, until the pager has all.
+async fn converse(origin: &Origin, pager: UnixStream, source: Box<dyn Duplex>) -> io::Result<()> {
+    let (mut from_pager, mut to_pager) = pager.into_split();
+    let (mut from_source, mut to_source) = tokio::io::split(source);
+    let ask = async {
+        loop {
+            let Some(header) = read_header(&mut from_pager).await? else {
+                return Err(io::Error::other("the pager is gone"));
+            };
+            origin.count(&header);
+            to_source.write_all(&header.to_bytes()).await?;
+            to_source.flush().await?;
+            if header.kind == Kind::Drained {
+                return Ok(());
+            }
+        }
+    };
+    let tell = async {
+        let (mut content, mut pages) = (Vec::new(), Vec::new());
+        loop {
+            let header = read_record(origin, &mut from_source, &mut content).await?;
+            write_record(header, &content, &mut pages, &mut to_pager).await?;
+        }
+    };
+    tokio::select! {
+        asked = ask => asked,
+        told = tell => told,
+    }
+}
+
+/// Takes a connection of the pager's, whose first record says what it is for.
+async fn accept(listener: &UnixListener) -> io::Result<(Kind, UnixStream)> {
+    let (mut pager, _) = listener.accept().await?;
+    let hello = timeout(deadlines::HELLO, read_header(&mut pager))
+        .await
+        .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+    match hello {
+        Some(header) if header.task == 0 && matches!(header.kind, Kind::Urgent | Kind::Wanted) => {
+            Ok((header.kind, pager))
+        }
+        _ => Err(io::Error::other("that is no hello of a pager")),
+    }
+}
+
+async fn read_record(
+    origin: &Origin,
+    stream: &mut (impl AsyncRead + Unpin),
+    content: &mut Vec<u8>,
+) -> io::Result<Header> {
+    let header = read_header(stream)
+        .await?
+        .ok_or_else(|| io::Error::new(io::ErrorKind::UnexpectedEof, "the source closed its stream"))?;
+    match header.kind {
+        Kind::Raw | Kind::Zero | Kind::Lz4 | Kind::Zstd | Kind::AllSent => {}
+        other => {
+            return Err(io::Error::other(format!(
+                "the source sent a record of kind {other:?}"
+            )));
+        }
+    }
+    // The header's bounds are checked: at most a record's pages.
+    content.resize(header.length as usize, 0);
+    stream.read_exact(content).await?;
+    origin.count(&header);
+    Ok(header)
+}
+
+async fn write_record(
+    header: Header,
+    content: &[u8],
+    pages: &mut Vec<u8>,
+    pager: &mut (impl AsyncWrite + Unpin),
+) -> io::Result<()> {
+    let (header, content) = match header.kind {
+        Kind::Lz4 | Kind::Zstd => (codec::unpack(header, content, pages)?, pages.as_slice()),
+        _ => (header, content),
+    };
+    pager.write_all(&header.to_bytes()).await?;
+    pager.write_all(content).await
+}

@@ -1,0 +1,229 @@
+//! Which pages of a container have been sent, and which go next.
+//!
+//! Every page goes unasked once, in ascending order; one that a task waits for goes before its turn and is then left
+//! out. Pure bookkeeping: it neither reads memory nor sends anything.
+
+use std::collections::BTreeSet;
+
+use godwit_runtime::pages::layout::{Range, Task};
+use godwit_runtime::pages::wire::{MAX_PAGES, PAGE_BYTES};
+
+const PAGE: u64 = PAGE_BYTES as u64;
+
+/// A run of pages of one task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// Index of the task in the list the schedule was made from.
+    pub task: usize,
+    /// Address of the first page.
+    pub address: u64,
+    /// How many, 1 to [`MAX_PAGES`].
+    pub pages: u32,
+}
+
+impl Run {
+    /// How many bytes.
+    pub fn bytes(&self) -> usize {
+        self.pages as usize * PAGE_BYTES
+    }
+
+    fn end(&self) -> u64 {
+        self.address + u64::from(self.pages) * PAGE
+    }
+}
+
+/// The order of the pages of a container, and how far it has come.
+#[derive(Debug)]
+pub struct Schedule {
+    /// The ranges of each task, ascending.
+    ranges: Vec<Vec<Range>>,
+    task: usize,
+    range: usize,
+    address: u64,
+    /// Pages behind the present place that went before their turn.
+    ahead: BTreeSet<(usize, u64)>,
+}
+
+impl Schedule {
+    /// The order of all pages of `tasks`.
+    pub fn new(tasks: &[Task]) -> Self {
+        Self {
+            ranges: tasks.iter().map(|task| task.ranges.clone()).collect(),
+            task: 0,
+            range: 0,
+            address: 0,
+            ahead: BTreeSet::new(),
+        }
+    }
+
+    /// The next pages that go unasked; `None` when all have gone.
+    pub fn next(&mut self) -> Option<Run> {
+        loop {
+            let ranges = self.ranges.get(self.task)?;
+            let Some(range) = ranges.get(self.range) else {
+                (self.task, self.range, self.address) = (self.task + 1, 0, 0);
+                continue;
+            };
+            let start = self.address.max(range.start);
+            if start >= range.end {
+                self.range += 1;
+                continue;
+            }
+            if self.ahead.remove(&(self.task, start)) {
+                self.address = start + PAGE;
+                continue;
+            }
+            let limit = range.end.min(start + u64::from(MAX_PAGES) * PAGE);
+            let border = self.ahead.range((self.task, start)..(self.task, limit)).next();
+            let end = border.map_or(limit, |(_, address)| *address);
+            self.address = end;
+            return Some(Run {
+                task: self.task,
+                address: start,
+                pages: ((end - start) / PAGE) as u32,
+            });
+        }
+    }
+
+    /// What is to be sent of pages that were asked for: those that are there and are not on their way. When all have
+    /// gone, whoever still asks has lost them, and gets them again.
+    pub fn asked(&mut self, wanted: Run) -> Option<Run> {
+        let present = self.present(wanted)?;
+        if self.is_over() {
+            return Some(present);
+        }
+        let mut pages = 0;
+        let mut address = present.address;
+        while address < present.end() && self.is_to_come(present.task, address) {
+            self.ahead.insert((present.task, address));
+            address += PAGE;
+            pages += 1;
+        }
+        (pages > 0).then_some(Run { pages, ..present })
+    }
+
+    /// What there is of pages that are asked for again, by somebody who has lost them.
+    pub fn present(&self, wanted: Run) -> Option<Run> {
+        let ranges = self.ranges.get(wanted.task)?;
+        let at = ranges.partition_point(|range| range.end <= wanted.address);
+        let range = ranges.get(at).filter(|range| range.start <= wanted.address)?;
+        let end = wanted.end().min(range.end);
+        Some(Run {
+            pages: ((end - wanted.address) / PAGE) as u32,
+            ..wanted
+        })
+    }
+
+    /// Whether all have gone.
+    pub fn is_over(&self) -> bool {
+        self.task >= self.ranges.len()
+    }
+
+    fn is_to_come(&self, task: usize, address: u64) -> bool {
+        let passed = task < self.task || (task == self.task && address < self.address);
+        !passed && !self.ahead.contains(&(task, address))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn task(pid: u32, ranges: &[(u64, u64)]) -> Task {
+        let ranges = ranges.iter().map(|(start, end)| Range {
+            start: start * PAGE,
+            end: end * PAGE,
+        });
+        Task {
+            pid,
+            ranges: ranges.collect(),
+        }
+    }
+
+    fn run(task: usize, first: u64, pages: u32) -> Run {
+        Run {
+            task,
+            address: first * PAGE,
+            pages,
+        }
+    }
+
+    #[test]
+    fn all_pages_go_in_order_in_runs_that_fit_a_record() {
+        let mut schedule = Schedule::new(&[task(1, &[(1, 3), (10, 310)]), task(7, &[]), task(9, &[(5, 6)])]);
+        let all: Vec<Run> = std::iter::from_fn(|| schedule.next()).collect();
+        assert_eq!(
+            all,
+            [run(0, 1, 2), run(0, 10, 256), run(0, 266, 44), run(2, 5, 1)]
+        );
+        assert!(schedule.is_over());
+    }
+
+    #[test]
+    fn what_a_task_waits_for_goes_once() {
+        let mut schedule = Schedule::new(&[task(1, &[(0, 10)]), task(2, &[(0, 4)])]);
+        assert_eq!(schedule.asked(run(0, 4, 1)), Some(run(0, 4, 1)));
+        assert_eq!(schedule.asked(run(0, 4, 1)), None, "it is on its way");
+        assert_eq!(schedule.next(), Some(run(0, 0, 4)));
+        assert_eq!(schedule.asked(run(0, 2, 1)), None, "it is on its way too");
+        assert_eq!(schedule.next(), Some(run(0, 5, 5)));
+        assert_eq!(
+            schedule.asked(run(1, 3, 9)),
+            Some(run(1, 3, 1)),
+            "no more than there is"
+        );
+        assert_eq!(schedule.next(), Some(run(1, 0, 3)));
+        assert_eq!(schedule.next(), None);
+        assert_eq!(
+            schedule.asked(run(0, 2, 1)),
+            Some(run(0, 2, 1)),
+            "who asks now has lost it"
+        );
+    }
+
+    #[test]
+    fn pages_that_are_not_there_are_not_sent() {
+        let mut schedule = Schedule::new(&[task(1, &[(5, 6)])]);
+        for nowhere in [run(0, 4, 1), run(0, 6, 1), run(1, 5, 1)] {
+            assert_eq!(schedule.asked(nowhere), None);
+            assert_eq!(schedule.present(nowhere), None);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_page_goes_exactly_once(
+            gaps in prop::collection::vec((1..400u64, 1..600u64), 1..6),
+            asked in prop::collection::vec((0..4000u64, 1..4u32, any::<bool>()), 0..60),
+        ) {
+            let mut at = 0;
+            let ranges: Vec<(u64, u64)> = gaps.iter().map(|(gap, length)| {
+                let start = at + gap;
+                at = start + length;
+                (start, at)
+            }).collect();
+            let mut schedule = Schedule::new(&[task(1, &ranges)]);
+            let mut sent = Vec::new();
+            let mut take = |run: Option<Run>| {
+                if let Some(run) = run {
+                    sent.extend((run.address / PAGE)..(run.end() / PAGE));
+                }
+            };
+            for (first, pages, step) in asked {
+                if !schedule.is_over() {
+                    take(schedule.asked(run(0, first, pages)));
+                }
+                if step {
+                    take(schedule.next());
+                }
+            }
+            while let Some(next) = schedule.next() {
+                take(Some(next));
+            }
+            sent.sort_unstable();
+            let all: Vec<u64> = ranges.iter().flat_map(|(start, end)| *start..*end).collect();
+            prop_assert_eq!(sent, all);
+        }
+    }
+}

@@ -1,0 +1,248 @@
+//! The source's end of the page streams: sends what has its turn, and what a task at the destination waits for.
+//!
+//! Streams are connections of their own, beside the link of the move, opened by the destination before the freeze: they
+//! wait here until there are pages, and end when the move does. A stream says nothing but records of pages
+//! ([`godwit_runtime::pages::wire`]); what is asked for and cannot be is an error that ends it.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use godwit_runtime::pages::wire::{HEADER_BYTES, Header, Kind};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::{mpsc, watch};
+use tokio::task::spawn_blocking;
+
+use super::codec::{self, Chooser, Packing};
+use super::memory::Memory;
+use super::schedule::{Run, Schedule};
+use crate::places::MigrationId;
+use crate::progress::Transfer;
+
+/// Bytes of records that go out in one write: the cost of a write vanishes beside it, and it is still in the cache.
+const BATCH_BYTES: usize = 1 << 20;
+
+/// Batches read ahead of the link on each stream: one is filled while one is written.
+const BATCHES_AHEAD: usize = 2;
+
+/// The memory of a container that stands still here, shared by the streams that send it.
+#[derive(Debug)]
+pub struct Pages {
+    memory: Memory,
+    schedule: Mutex<Schedule>,
+    transfer: Arc<Transfer>,
+}
+
+impl Pages {
+    /// Pages to be sent, counted in `transfer`.
+    pub fn new(memory: Memory, transfer: Arc<Transfer>) -> Self {
+        Self {
+            schedule: Mutex::new(Schedule::new(memory.tasks())),
+            memory,
+            transfer,
+        }
+    }
+
+    /// Bytes of all pages.
+    pub fn bytes(&self) -> u64 {
+        self.memory.bytes()
+    }
+
+    fn schedule(&self) -> MutexGuard<'_, Schedule> {
+        // Bookkeeping that a panic elsewhere cannot leave half-done.
+        self.schedule.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn pack(&self, run: Run, packing: Packing, buffer: &mut Vec<u8>, out: &mut Vec<u8>) -> io::Result<()> {
+        buffer.resize(run.bytes(), 0);
+        self.memory.read(run, buffer)?;
+        codec::pack(self.memory.pid_of(run.task), run.address, buffer, packing, out)
+    }
+}
+
+/// Where the pages of a move will be, or are.
+pub type Shelf = watch::Receiver<Option<Arc<Pages>>>;
+
+/// The moves of this host whose pages are, or will be, fetched; cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Board(Arc<Mutex<HashMap<MigrationId, Shelf>>>);
+
+/// A move whose pages may be fetched for as long as this lives.
+#[derive(Debug)]
+pub struct Offering {
+    board: Board,
+    migration: MigrationId,
+    pages: watch::Sender<Option<Arc<Pages>>>,
+}
+
+impl Board {
+    /// Says that the pages of a move will be there; streams wait for them.
+    pub fn expect(&self, migration: &MigrationId) -> Offering {
+        let (pages, shelf) = watch::channel(None);
+        self.table().insert(migration.clone(), shelf);
+        Offering {
+            board: self.clone(),
+            migration: migration.clone(),
+            pages,
+        }
+    }
+
+    /// Whether the pages of a move are, or will be, there.
+    pub fn shelf(&self, migration: &MigrationId) -> Option<Shelf> {
+        self.table().get(migration).cloned()
+    }
+
+    fn table(&self) -> MutexGuard<'_, HashMap<MigrationId, Shelf>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Offering {
+    /// Here they are.
+    pub fn open(&self, pages: Pages) {
+        self.pages.send_replace(Some(Arc::new(pages)));
+    }
+}
+
+impl Drop for Offering {
+    fn drop(&mut self) {
+        self.board.table().remove(&self.migration);
+    }
+}
+
+/// Waits until the pages are there; an error if the move ends before.
+pub async fn wait(shelf: &mut Shelf) -> io::Result<Arc<Pages>> {
+    let pages = shelf.wait_for(Option::is_some).await.map_err(|_| ended())?;
+    pages.clone().ok_or_else(ended)
+}
+
+/// Does `work` for as long as the move lives.
+pub async fn while_offered(shelf: &mut Shelf, work: impl Future<Output = io::Result<()>>) -> io::Result<()> {
+    tokio::select! {
+        done = work => done,
+        () = async { while shelf.changed().await.is_ok() {} } => Ok(()),
+    }
+}
+
+fn ended() -> io::Error {
+    io::Error::other("the move has ended")
+}
+
+/// Sends every page once, in turn with other streams that do the same; then waits until the other end closes.
+pub async fn push(mut stream: impl AsyncRead + AsyncWrite + Unpin, pages: Arc<Pages>) -> io::Result<()> {
+    let packing = Arc::new(AtomicU8::new(Packing::None as u8));
+    let (filled, mut to_write) = mpsc::channel(BATCHES_AHEAD);
+    let (written, empty) = std::sync::mpsc::sync_channel(BATCHES_AHEAD + 1);
+    let filler = {
+        let (pages, packing) = (Arc::clone(&pages), Arc::clone(&packing));
+        spawn_blocking(move || fill(&pages, &packing, &filled, &empty))
+    };
+    let mut chooser = Chooser::default();
+    while let Some((content, batch)) = to_write.recv().await {
+        let batch: Vec<u8> = batch;
+        let since = Instant::now();
+        stream.write_all(&batch).await?;
+        stream.flush().await?;
+        chooser.note(content, batch.len() as u64, since.elapsed());
+        packing.store(chooser.packing() as u8, Ordering::Relaxed);
+        pages.transfer.add(batch.len() as u64);
+        let _ = written.try_send(batch);
+    }
+    filler.await.map_err(io::Error::other)??;
+    stream
+        .write_all(&Header::bare(Kind::AllSent, 0, 0, 0).to_bytes())
+        .await?;
+    stream.flush().await?;
+    match stream.read(&mut [0]).await? {
+        0 => Ok(()),
+        _ => Err(io::Error::other("something came on a stream that only sends")),
+    }
+}
+
+/// Fills batches until all pages have gone, or nobody takes them any more.
+fn fill(
+    pages: &Pages,
+    packing: &AtomicU8,
+    filled: &mpsc::Sender<(u64, Vec<u8>)>,
+    empty: &std::sync::mpsc::Receiver<Vec<u8>>,
+) -> io::Result<()> {
+    let mut buffer = Vec::new();
+    loop {
+        let mut batch = empty
+            .try_recv()
+            .unwrap_or_else(|_| Vec::with_capacity(2 * BATCH_BYTES));
+        batch.clear();
+        let packing = match packing.load(Ordering::Relaxed) {
+            1 => Packing::Lz4,
+            2 => Packing::Zstd,
+            _ => Packing::None,
+        };
+        let mut content = 0;
+        while batch.len() < BATCH_BYTES {
+            let Some(run) = pages.schedule().next() else {
+                break;
+            };
+            pages.pack(run, packing, &mut buffer, &mut batch)?;
+            content += run.bytes() as u64;
+        }
+        if batch.is_empty() || filled.blocking_send((content, batch)).is_err() {
+            return Ok(());
+        }
+    }
+}
+
+/// Answers what is asked for, until the other end says that it has all, or closes. `again`: it has lost pages that
+/// were on their way, so that nothing is taken for sent.
+pub async fn answer(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    pages: Arc<Pages>,
+    again: bool,
+) -> io::Result<()> {
+    let (mut input, mut output) = tokio::io::split(stream);
+    let (mut buffer, mut out) = (Vec::new(), Vec::new());
+    while let Some(header) = read_header(&mut input).await? {
+        match header.kind {
+            Kind::Urgent | Kind::Wanted => {}
+            Kind::Drained => return Ok(()),
+            other => {
+                return Err(io::Error::other(format!(
+                    "a record of kind {other:?} came out of turn"
+                )));
+            }
+        }
+        let task = pages
+            .memory
+            .index_of(header.task)
+            .ok_or_else(|| io::Error::other(format!("there is no task {} here", header.task)))?;
+        let wanted = Run {
+            task,
+            address: header.address,
+            pages: header.pages,
+        };
+        let found = if again {
+            pages.schedule().present(wanted)
+        } else {
+            pages.schedule().asked(wanted)
+        };
+        if let Some(run) = found {
+            out.clear();
+            pages.pack(run, Packing::None, &mut buffer, &mut out)?;
+            output.write_all(&out).await?;
+            output.flush().await?;
+            pages.transfer.add(out.len() as u64);
+        }
+    }
+    Ok(())
+}
+
+/// Reads the header of a record; `None` if the stream ended before it.
+pub async fn read_header(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<Header>> {
+    let mut bytes = [0; HEADER_BYTES];
+    if stream.read(&mut bytes[..1]).await? == 0 {
+        return Ok(None);
+    }
+    stream.read_exact(&mut bytes[1..]).await?;
+    Header::parse(&bytes).map(Some)
+}
