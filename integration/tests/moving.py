@@ -38,8 +38,8 @@ PASSING = re.compile(r"(^|/)(criu|hold|gate)( |$)|runc.* (checkpoint|restore) ")
 class Move:
     """A running `godwit migrate --json`; its events are read as they come."""
 
-    def __init__(self, source: Host, container: str, target: str, *, json_lines: bool = True) -> None:
-        self.argv = ["godwit", "migrate", container, target, *(["--json"] if json_lines else [])]
+    def __init__(self, source: Host, container: str, target: str, *, json_lines: bool = True, mode: str = "auto") -> None:
+        self.argv = ["godwit", "migrate", container, target, "--mode", mode, *(["--json"] if json_lines else [])]
         self._host = source
         self._began = time.monotonic()
         # A pid of the host's own is needed to interrupt it.
@@ -97,6 +97,9 @@ class Move:
 
 class MoveTest(EngineTest):
     """A test that moves containers. Whatever it leaves on either host it has to answer for."""
+
+    # How memory goes over, for tests that need one way or the other.
+    mode = "auto"
 
     def setUp(self) -> None:
         super().setUp()
@@ -165,7 +168,7 @@ with socket.create_connection(("{ADDRESS}", 6379)) as redis:
 
     def begin_move(self, name: str, source: Host | None = None, target: Host | None = None) -> Move:
         """Begins a move, from ha to hb unless told."""
-        return Move(source or self.ha, name, (target or self.hb).name)
+        return Move(source or self.ha, name, (target or self.hb).name, mode=self.mode)
 
     def move(self, name: str, source: Host | None = None, target: Host | None = None) -> Move:
         """A move that must succeed."""

@@ -21,7 +21,9 @@ HOLD_SECONDS = 4
 
 
 class Fault(MoveTest):
-    """Has a Redis on ha with a client that writes without pause."""
+    """Has a Redis on ha with a client that writes without pause, whose memory travels in the freeze."""
+
+    mode = "stop"
 
     def setUp(self) -> None:
         super().setUp()
