@@ -18,7 +18,7 @@ use crate::clock::Step;
 use crate::phase::Role;
 
 /// The version of the shim's service that this release speaks.
-pub const SHIM_PROTOCOL: u32 = 1;
+pub const SHIM_PROTOCOL: u32 = 2;
 
 /// `Inspect` never blocks on runC or CRIU; a shim that needs longer hangs.
 const INSPECT_DEADLINE: Duration = Duration::from_secs(3);
