@@ -42,6 +42,12 @@ const VFORK_WAITS: &[&str] = &["kernel_clone", "wait_for_vfork_done", "_do_fork"
 /// Where a task waits that a signal has stopped.
 const STOP_WAIT: &str = "do_signal_stop";
 
+/// A killed task ends at once, unless it waits for a device.
+const KILL_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How often it is looked whether all have.
+const KILL_INTERVAL: Duration = Duration::from_millis(2);
+
 /// How often the state is looked at while tasks freeze.
 const POLL_INTERVAL: Duration = Duration::from_micros(200);
 
@@ -176,6 +182,28 @@ impl Freezer {
         self.thaw()
     }
 
+    /// Kills every task, those in cgroups below and those that are forked meanwhile too, and returns when none is left.
+    pub fn kill_all(&self) -> io::Result<()> {
+        let deadline = Instant::now() + KILL_DEADLINE;
+        loop {
+            let n_killed = kill_below(&self.directory)?;
+            self.thaw()?;
+            if n_killed == 0 {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                return Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    format!(
+                        "{n_killed} tasks of {} have not ended within {KILL_DEADLINE:?}",
+                        self.directory.display()
+                    ),
+                ));
+            }
+            std::thread::sleep(KILL_INTERVAL);
+        }
+    }
+
     fn write(&self, v1: &str, v2: &str) -> io::Result<()> {
         let (file, value) = match self.version {
             Version::V1 => ("freezer.state", v1),
@@ -187,27 +215,6 @@ impl Freezer {
             .open(self.directory.join(file))?;
         io::Write::write_all(&mut file, value.as_bytes())
     }
-}
-
-/// Kills every process of a cgroup and of those below it.
-fn kill_below(cgroup: &Path) -> io::Result<()> {
-    let procs = match fs::read_to_string(cgroup.join("cgroup.procs")) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        other => other?,
-    };
-    for pid in procs.lines().filter_map(|pid| pid.parse().ok()) {
-        match kill(Pid::from_raw(pid), Signal::SIGKILL) {
-            Ok(()) | Err(Errno::ESRCH) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    for entry in fs::read_dir(cgroup)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            kill_below(&entry.path())?;
-        }
-    }
-    Ok(())
 }
 
 /// A frozen task that CRIU could not seize.
@@ -250,6 +257,41 @@ fn obstacle(cgroup: &Path) -> io::Result<Option<Obstacle>> {
         }
     }
     Ok(stopped)
+}
+
+/// Kills the tasks of a cgroup and of those below; returns how many there were.
+fn kill_below(cgroup: &Path) -> io::Result<usize> {
+    let gone = |error: io::Error| match error.kind() {
+        io::ErrorKind::NotFound => Ok(()),
+        _ => Err(error),
+    };
+    let mut n_killed = 0;
+    match fs::read_to_string(cgroup.join("cgroup.procs")) {
+        Ok(procs) => {
+            for pid in procs.lines().filter_map(|pid| pid.parse().ok()) {
+                match kill(Pid::from_raw(pid), Signal::SIGKILL) {
+                    Ok(()) => n_killed += 1,
+                    Err(Errno::ESRCH) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        }
+        // A threaded cgroup names its processes above.
+        Err(error) if error.raw_os_error() == Some(Errno::EOPNOTSUPP as i32) => {}
+        Err(error) => gone(error)?,
+    }
+    match fs::read_dir(cgroup) {
+        Ok(entries) => {
+            for entry in entries {
+                let entry = entry?;
+                if entry.file_type()?.is_dir() {
+                    n_killed += kill_below(&entry.path())?;
+                }
+            }
+        }
+        Err(error) => gone(error)?,
+    }
+    Ok(n_killed)
 }
 
 /// The path of `controller` in the text of `/proc/PID/cgroup`; the empty name is the unified hierarchy.

@@ -1,6 +1,8 @@
 //! The calls into the C library that no safe wrapper covers. The only module of this crate with `unsafe`.
 #![allow(unsafe_code)]
 
+pub(crate) mod userfault;
+
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -31,7 +33,8 @@ pub(crate) fn reap_any() -> Option<(i32, i32)> {
 
 /// Takes ownership of a descriptor that the kernel has just made for this process.
 pub(crate) fn own(fd: RawFd) -> OwnedFd {
-    // SAFETY: the callers pass a descriptor out of SCM_RIGHTS, which nobody else owns.
+    // SAFETY: the callers pass a descriptor out of SCM_RIGHTS, out of a userfaultfd's message or one that their parent
+    // has given them by number, each once; nobody else owns it.
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
@@ -88,8 +91,8 @@ pub(crate) fn kill(pid: nix::unistd::Pid, signal: i32) -> io::Result<()> {
 
 /// Registers an event source with tokio, to be waited on until it is readable.
 pub(crate) fn watch_readable<T: AsRawFd>(source: T) -> io::Result<AsyncFd<T>> {
-    // SAFETY: the callers pass an EventFd or an Inotify, which own their descriptor and keep it open, and the
-    // same, until they are dropped with the registration.
+    // SAFETY: the callers pass an EventFd, an Inotify or an OwnedFd, which own their descriptor and keep it open, and
+    // the same, until they are dropped with the registration.
     unsafe { AsyncFd::register_with_interest(source, Interest::READABLE) }.map_err(io::Error::from)
 }
 

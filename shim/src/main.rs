@@ -24,6 +24,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
+use godwit_runtime::pages::pager;
 use godwit_runtime::{gate, hold};
 
 fn main() -> ExitCode {
@@ -44,6 +45,7 @@ fn dispatch(arguments: &[OsString]) -> Result<()> {
     match called_as.file_name().and_then(OsStr::to_str) {
         Some(gate::NAME) => gate::main(called_as).context("the gate"),
         Some(hold::NAME) => hold::main(called_as).context("the holder"),
+        Some(pager::NAME) => pager::main(called_as).context("the pager"),
         Some(hold::THAWER_NAME) => thaw(called_as, arguments.get(1)),
         _ => shim(called_as, arguments.get(1..).unwrap_or_default()),
     }

@@ -6,6 +6,7 @@
 
 pub mod dump;
 mod failure;
+pub mod lazy;
 mod mapped;
 mod network;
 mod reports;
@@ -24,7 +25,7 @@ use crate::bundle::Bundle;
 use crate::control::{ControlDir, write_atomically};
 use crate::runc::Runc;
 use crate::spec::Spec;
-use crate::{criu, gate, hold};
+use crate::{criu, gate, hold, pages::pager};
 
 /// A container as dump and restore see it.
 #[derive(Clone)]
@@ -39,7 +40,7 @@ pub struct Site {
     pub bundle: Bundle,
     /// runC, as it is called for this container.
     pub runc: Runc,
-    /// The binary that is gate, holder and thawer, by the names it is called by.
+    /// The binary that is gate, holder, thawer and pager, by the names it is called by.
     pub program: PathBuf,
     /// The CRIU configuration the container brought itself, if any.
     pub own_criu_config: Option<PathBuf>,
@@ -194,7 +195,7 @@ fn malformed(name: &str) -> io::Error {
 /// Makes what CRIU and runC call by path, and an empty work directory, whose path is returned.
 fn furnish(site: &Site, work: &str) -> io::Result<PathBuf> {
     site.control.create()?;
-    for name in [gate::NAME, hold::NAME, hold::THAWER_NAME] {
+    for name in [gate::NAME, hold::NAME, hold::THAWER_NAME, pager::NAME] {
         let link = site.control.join(name);
         match symlink(&site.program, &link) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),

@@ -2,7 +2,8 @@
 //!
 //! `begin` starts `runc restore`; `gated` returns with the real pid when the namespaces stand; `open` lets CRIU go on;
 //! `held` returns at CRIU's post-restore, where a restore with a verdict stops until there is one; `end` returns when
-//! the container runs. Dropped before `open`, the gate stays shut, and runC and CRIU clean up.
+//! the container runs, with the memory that is still to come after a lazy restore. Dropped before `open`, the gate stays
+//! shut, and runC and CRIU clean up.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -10,6 +11,7 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::time::Duration;
 
+use super::lazy::Arrival;
 use super::mapped::Opened;
 use super::reports::{Reporter, Reports};
 use super::{
@@ -47,6 +49,8 @@ pub struct RestoreRequest {
     pub no_pivot: bool,
     /// Where the verdict will be that the restored tasks wait for. None: they run as soon as they are restored.
     pub verdict: Option<PathBuf>,
+    /// The socket of the agent that brings the pages which the image leaves out. None: it leaves out none.
+    pub lazy: Option<PathBuf>,
 }
 
 /// A restore under way.
@@ -57,6 +61,7 @@ pub struct Restore {
     gate: Option<Reporter>,
     call: Pin<Box<dyn Future<Output = Result<(), RuncError>> + Send>>,
     clock: Clock,
+    arrival: Option<Arrival>,
     /// The image, readable to the container's root while it is restored.
     _opened: Option<Opened>,
     _put_root: Option<PutRoot>,
@@ -117,6 +122,13 @@ impl Restore {
         let opened = Opened::to_root_of(&spec, &request.image_dir).map_err(unready)?;
         let put_root = PutRoot::make(&site.bundle, &spec);
         let reports = Reports::listen(&site.control).map_err(unready)?;
+        // Before runC: CRIU connects to it before it makes the first task.
+        let arrival = request
+            .lazy
+            .as_ref()
+            .map(|agent| Arrival::begin(&site, &work, agent, &request.image_dir))
+            .transpose()
+            .map_err(unready)?;
         let call = site
             .runc
             .call("restore")
@@ -126,6 +138,7 @@ impl Restore {
             .option("--image-path", &request.image_dir)
             .option("--work-path", &work)
             .flag("--no-pivot", request.no_pivot)
+            .flag("--lazy-pages", arrival.is_some())
             .flag("--tcp-established", options.tcp == Tcp::Established)
             .flag("--ext-unix-sk", options.external_unix_sockets)
             .flag("--file-locks", options.file_locks)
@@ -148,6 +161,7 @@ impl Restore {
             gate: None,
             call,
             clock: Clock::start(),
+            arrival,
             _opened: opened,
             _put_root: put_root,
         })
@@ -159,6 +173,10 @@ impl Restore {
             match self.next().await? {
                 Some((Report::Gate { pid }, reporter)) => {
                     self.clock.mark("namespaces");
+                    if let Some(arrival) = &self.arrival {
+                        let known = arrival.tasks_of(pid).await;
+                        known.map_err(|error| CheckpointError::unready(OPERATION, &self.site, &error))?;
+                    }
                     self.gate = Some(reporter);
                     return Ok(pid);
                 }
@@ -189,6 +207,9 @@ impl Restore {
             match self.next().await? {
                 Some((Report::Hold { action }, _)) if action == POST_RESTORE => {
                     self.clock.mark("restore");
+                    if let Some(arrival) = &self.arrival {
+                        arrival.fill().await;
+                    }
                     return Ok(self.clock.take());
                 }
                 Some(_) => {}
@@ -197,11 +218,11 @@ impl Restore {
         }
     }
 
-    /// Returns when the container runs, with what the steps since `held` took.
-    pub async fn end(mut self) -> Result<Vec<Step>, CheckpointError> {
+    /// Returns when the container runs, with what the steps since `held` took and the memory that is still to come.
+    pub async fn end(mut self) -> Result<(Vec<Step>, Option<Arrival>), CheckpointError> {
         while self.next().await?.is_some() {}
         self.clock.mark("resume");
-        Ok(self.clock.steps)
+        Ok((self.clock.steps, self.arrival))
     }
 
     /// The next report, or `None` when runC has succeeded.

@@ -5,5 +5,14 @@
 //! pager answers their faults. Between the two the pages travel as [`wire`] records, over TLS between agents and over
 //! a unix socket to the pager. Nothing here decides who owns a container.
 
+mod context;
+mod intake;
+pub(crate) mod keeper;
 pub mod layout;
+mod link;
+pub mod pager;
+mod ranges;
+mod tasks;
+#[cfg(test)]
+mod tests;
 pub mod wire;

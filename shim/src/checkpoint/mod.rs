@@ -20,7 +20,7 @@ use crate::container::{Command, Delivery, DumpOrder, Finished, Reply, Shim};
 use crate::error::ShimError;
 
 /// The version of the service that this shim speaks.
-const PROTOCOL: u32 = 1;
+const PROTOCOL: u32 = 2;
 
 /// The longest hold: a dead agent must not keep a container frozen for longer.
 const HOLD_MAX: Duration = Duration::from_secs(300);
@@ -62,6 +62,7 @@ impl Container for ContainerService {
             bundle: summary.bundle,
             rootfs: summary.rootfs,
             execs: summary.execs,
+            fetching_memory: summary.fetching_memory,
             ..Default::default()
         })
     }
@@ -92,10 +93,13 @@ impl Container for ContainerService {
 
     async fn restore(&self, _: &TtrpcContext, request: RestoreRequest) -> TtrpcResult<RestoreResponse> {
         let (image_dir, verdict) = (absolute(&request.image_dir)?, absolute(&request.verdict_path)?);
+        let pages = Some(request.pages_socket).filter(|path| !path.is_empty());
+        let pages = pages.as_deref().map(absolute).transpose()?;
         let deliver = |reply| {
             Command::Deliver(Delivery {
                 image_dir,
                 verdict,
+                pages,
                 reply,
             })
         };

@@ -28,6 +28,8 @@ pub(crate) struct DumpOrder {
 pub(crate) struct Delivery {
     pub(crate) image_dir: PathBuf,
     pub(crate) verdict: PathBuf,
+    /// The socket of the agent that brings the pages which the image leaves out.
+    pub(crate) pages: Option<PathBuf>,
     pub(crate) reply: Reply<Held>,
 }
 
@@ -58,6 +60,7 @@ pub(crate) struct Summary {
     pub(crate) bundle: String,
     pub(crate) rootfs: String,
     pub(crate) execs: Vec<String>,
+    pub(crate) fetching_memory: bool,
 }
 
 /// A request to the owner. An empty `exec_id` means the container's init.

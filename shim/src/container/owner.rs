@@ -20,6 +20,7 @@ use containerd_shim::protos::events::task as events;
 use containerd_shim::protos::protobuf::Message;
 use godwit_runtime::cgroup::Cgroup;
 use godwit_runtime::checkpoint::dump::{Dump, DumpEnd};
+use godwit_runtime::checkpoint::lazy::{Arrival, Lease};
 use godwit_runtime::checkpoint::restore::Restore;
 use godwit_runtime::checkpoint::{CheckpointError, Step};
 use godwit_runtime::oom::{OomKills, OomWatch};
@@ -88,9 +89,11 @@ enum Happening {
         reply: Reply<u32>,
     },
     RestoreEnded {
-        result: Result<(Vec<Step>, ProcessIo), ShimError>,
+        result: Result<(Vec<Step>, ProcessIo, Option<Arrival>), ShimError>,
         reply: Reply<u32>,
     },
+    /// No memory is on its way any more.
+    MemorySettled,
     Exited(Exit),
     ExecExited {
         exec_id: String,
@@ -116,6 +119,8 @@ struct Owner {
     held_exit: Option<Exit>,
     /// The restore that this container is made by, until it is started.
     restore: Option<PendingRestore>,
+    /// The memory that is still to come after a lazy restore.
+    memory: Option<Lease>,
     /// Who waits for the end of a held dump or restore.
     finish_waiters: Vec<Reply<Finished>>,
     happenings: JoinSet<Happening>,
@@ -188,6 +193,7 @@ impl Owner {
             oom_kills: None,
             held_exit: None,
             restore: None,
+            memory: None,
             finish_waiters: Vec::new(),
             happenings: JoinSet::new(),
         })
@@ -374,6 +380,10 @@ impl Owner {
             Happening::RestoreEnded { result, reply } => {
                 self.restore_ended(result, reply);
                 String::new()
+            }
+            Happening::MemorySettled => {
+                self.memory = None;
+                return;
             }
             Happening::Frozen { result, event, reply } => {
                 self.init.operation = None;

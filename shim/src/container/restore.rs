@@ -52,6 +52,7 @@ pub(super) enum Origin {
 pub(super) struct Image {
     directory: PathBuf,
     verdict: Option<PathBuf>,
+    pages: Option<PathBuf>,
     deliverer: Option<Reply<Held>>,
 }
 
@@ -65,6 +66,7 @@ pub(super) async fn origin(
         Origin::Image(Image {
             directory,
             verdict: None,
+            pages: None,
             deliverer: None,
         })
     };
@@ -93,6 +95,7 @@ pub(super) async fn origin(
                 return Ok(Origin::Image(Image {
                     directory: delivered.image_dir,
                     verdict: Some(delivered.verdict),
+                    pages: delivered.pages,
                     deliverer: Some(delivered.reply),
                 }));
             }
@@ -120,6 +123,7 @@ pub(super) async fn run(
             terminal: stdio.terminal,
             no_pivot: identity.no_pivot,
             verdict: image.verdict,
+            lazy: image.pages,
         };
         // The init is CRIU's child until CRIU has ended, and may end before we know its pid.
         let nursery = identity.runc.reaper().nursery();

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 use containerd_shim::protos::events::task as events;
 use godwit_runtime::bundle::ExitRecord;
 use godwit_runtime::checkpoint::dump::{Dump, DumpEnd, DumpRequest, Hold};
+use godwit_runtime::checkpoint::lazy::Arrival;
 use godwit_runtime::checkpoint::restore::Restore;
 use godwit_runtime::checkpoint::{CheckpointError, Site, Step};
 use godwit_runtime::freezer::Freezer;
@@ -259,7 +260,7 @@ impl Owner {
         let io = self.init.io.clone();
         self.happenings.spawn(async move {
             let result = match restore.end().await {
-                Ok(steps) => streams.connect(&io).await.map(|()| (steps, io)),
+                Ok((steps, arrival)) => streams.connect(&io).await.map(|()| (steps, io, arrival)),
                 Err(error) => Err(ShimError::Failed(error.to_string())),
             };
             Happening::RestoreEnded { result, reply }
@@ -268,12 +269,15 @@ impl Owner {
 
     pub(super) fn restore_ended(
         &mut self,
-        result: Result<(Vec<Step>, ProcessIo), ShimError>,
+        result: Result<(Vec<Step>, ProcessIo, Option<Arrival>), ShimError>,
         reply: Reply<u32>,
     ) {
         match result {
-            Ok((steps, io)) => {
+            Ok((steps, io, arrival)) => {
                 self.init.io = io;
+                if let Some(arrival) = arrival {
+                    self.await_memory(arrival);
+                }
                 info!("container {} is restored as {}", self.identity.id, self.init.pid);
                 self.started(Ok(()), reply);
                 self.tell_finished(&Ok(Finished {
@@ -292,6 +296,16 @@ impl Owner {
         }
     }
 
+    /// The container runs while memory is on its way. If that is lost, the container is killed and its exit told as any.
+    fn await_memory(&mut self, arrival: Arrival) {
+        let (lease, end) = arrival.split();
+        self.memory = Some(lease);
+        self.happenings.spawn(async move {
+            end.await;
+            Happening::MemorySettled
+        });
+    }
+
     /// Ends a container that was to be restored and never ran.
     pub(super) fn end_unstarted(&mut self) {
         let exit = self.held_exit.take().unwrap_or(Exit {
@@ -308,6 +322,13 @@ impl Owner {
     /// Whether a dump may begin, how, and which processes are to be ended first.
     fn prepare_dump(&self, request: &Layer) -> Result<(CheckpointOptions, DoomedExecs), ShimError> {
         self.lifecycle.after(Event::DumpBegan)?;
+        if self.memory.is_some() {
+            return Err(ShimError::FailedPrecondition(format!(
+                "container {} cannot be dumped: its memory is still on its way from the other host; wait until the move \
+                 has ended",
+                self.identity.id
+            )));
+        }
         let options = self.identity.dump_options(request)?;
         let execs = self.summary().execs;
         if !execs.is_empty() && !options.kill_execs {

@@ -237,6 +237,12 @@ impl Owner {
     }
 
     pub(super) fn tell_exit(&mut self, exit: Exit) {
+        if let Some(memory) = self.memory.take()
+            && self.identity.private_pids
+        {
+            // Without its init nothing is left that a page could come for; what else has the cgroup's name is another's.
+            memory.tasks_have_ended();
+        }
         if self.lifecycle == Lifecycle::Stopped {
             // A failed restore has ended the container before its half-restored process was gone.
             return;

@@ -61,6 +61,7 @@ impl Owner {
             bundle: self.identity.bundle.path().to_string_lossy().into_owned(),
             rootfs: self.identity.rootfs.to_string_lossy().into_owned(),
             execs: self.execs.iter().filter_map(running).collect(),
+            fetching_memory: self.memory.is_some(),
         }
     }
 
