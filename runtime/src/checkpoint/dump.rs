@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use super::reports::Reports;
 use super::{
-    CheckpointError, Clock, Site, Step, furnish, network, write_criu_config, write_early_criu_config,
+    CheckpointError, Clock, Site, Step, furnish, network, unrestorable, write_criu_config,
+    write_early_criu_config,
 };
 use crate::control::write_atomically;
 use crate::criu::{self, DUMP_LOG};
@@ -81,6 +82,9 @@ impl Dump {
     /// Starts runC and CRIU. On an error nothing was started.
     pub fn begin(site: Site, request: DumpRequest) -> Result<Self, CheckpointError> {
         let unready = |error: std::io::Error| CheckpointError::unready(OPERATION, &site, &error);
+        if let Some(reason) = unrestorable::reason(request.pid).map_err(unready)? {
+            return Err(CheckpointError::unready(OPERATION, &site, &reason));
+        }
         let spec = site.bundle.spec().map_err(unready)?;
         let owner = network::owner(&spec, request.pid, request.options.empty_namespaces).map_err(unready)?;
         let work = furnish(&site, "work-dump").map_err(unready)?;

@@ -10,6 +10,7 @@ mod mapped;
 mod network;
 mod reports;
 pub mod restore;
+mod unrestorable;
 
 use std::fs;
 use std::io;
