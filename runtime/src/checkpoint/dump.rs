@@ -18,7 +18,7 @@ use crate::criu::{self, DUMP_LOG};
 use crate::freezer::Freezer;
 use crate::gate::Report;
 use crate::hold::{HoldRecord, POST_DUMP, PRE_DUMP};
-use crate::image::{Manifest, NetworkOwner};
+use crate::image::{ImageDir, Manifest, NetworkOwner};
 use crate::options::{CheckpointOptions, Digests, Tcp};
 use crate::runc::RuncError;
 use crate::verdict::{self, Verdict};
@@ -37,7 +37,7 @@ pub struct DumpRequest {
     pub paused: bool,
     /// Whether the container has a terminal.
     pub terminal: bool,
-    /// An existing directory of mode 0700.
+    /// A directory of mode 0700, or where one is to be made; a dump that fails removes what it has made.
     pub image_dir: PathBuf,
     /// Where CRIU keeps logs; ours if none is given.
     pub work_dir: Option<PathBuf>,
@@ -69,6 +69,7 @@ pub enum DumpEnd {
 pub struct Dump {
     site: Site,
     request: DumpRequest,
+    image: ImageDir,
     work: PathBuf,
     record: HoldRecord,
     reports: Reports,
@@ -103,10 +104,13 @@ impl Dump {
         };
         let json = serde_json::to_vec(&record).map_err(|error| unready(error.into()))?;
         write_atomically(&site.control.join("hold.json"), &json).map_err(unready)?;
+        let reports = Reports::listen(&site.control).map_err(unready)?;
+        // The last before the start, so that little is there to be taken back.
+        let image = ImageDir::at(&request.image_dir);
         Manifest::new(&site.id, owner, request.terminal, request.options.remembered())
             .write(&request.image_dir)
+            .inspect_err(|_| image.discard())
             .map_err(unready)?;
-        let reports = Reports::listen(&site.control).map_err(unready)?;
         let options = &request.options;
         let call = site
             .runc
@@ -127,11 +131,13 @@ impl Dump {
             .arg(&site.id);
         let running = call
             .spawn()
+            .inspect_err(|_| image.discard())
             .map_err(|error| CheckpointError::unready(OPERATION, &site, &error))?;
         let call = Box::pin(running.wait(DUMP_DEADLINE));
         Ok(Self {
             site,
             request,
+            image,
             work,
             record,
             reports,
@@ -227,9 +233,12 @@ impl Dump {
     }
 
     fn failure(&self, error: &RuncError) -> CheckpointError {
-        if let Some(reason) = &self.refusal {
-            return CheckpointError::unready(OPERATION, &self.site, reason);
-        }
-        CheckpointError::failed(OPERATION, &self.site, &self.work, DUMP_LOG, error)
+        let error = match &self.refusal {
+            Some(reason) => CheckpointError::unready(OPERATION, &self.site, reason),
+            None => CheckpointError::failed(OPERATION, &self.site, &self.work, DUMP_LOG, error),
+        };
+        // After the log is kept, which may lie in it.
+        self.image.discard();
+        error
     }
 }
