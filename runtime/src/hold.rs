@@ -99,7 +99,11 @@ pub fn main(called_as: &Path) -> io::Result<()> {
     if let (PRE_DUMP, Some(freezer)) = (action.as_str(), &record.freezer) {
         // Also what is paused already: the pause may have come amid a vfork.
         let frozen = if !record.paused {
-            leave_thawer(&control, std::os::unix::process::parent_id().to_string(), Stdio::null())?;
+            leave_thawer(
+                &control,
+                std::os::unix::process::parent_id().to_string(),
+                Stdio::null(),
+            )?;
             freezer.freeze()
         } else if freezer.must_let_go()? {
             freeze_kept(&control, freezer)

@@ -12,6 +12,7 @@ use containerd_shim::Flags;
 use containerd_shim::api::DeleteResponse;
 use containerd_shim::protos::protobuf::Message;
 use godwit_runtime::bundle::{Bundle, ExitRecord};
+use godwit_runtime::checkpoint;
 use godwit_runtime::control::ControlDir;
 use godwit_runtime::reaper::Reaper;
 use godwit_runtime::runc::Runc;
@@ -44,10 +45,15 @@ pub(crate) fn delete(flags: &Flags) -> Result<()> {
         }
         anyhow::Ok(())
     })?;
+    let control = ControlDir::of(&flags.namespace, &flags.id);
+    // While the root is mounted: one part of it may be there.
+    if let Err(error) = checkpoint::take_back(&control) {
+        tell(&format!("of the restore of {}: {error}", flags.id));
+    }
     if let Err(error) = rootfs::unmount_now(&bundle.join("rootfs")) {
         tell(&error.to_string());
     }
-    if let Err(error) = ControlDir::of(&flags.namespace, &flags.id).remove() {
+    if let Err(error) = control.remove() {
         tell(&format!("the control directory of {} stays: {error}", flags.id));
     }
     remove_dead_socket(&bundle);

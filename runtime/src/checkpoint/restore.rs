@@ -10,11 +10,9 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::time::Duration;
 
-use super::mapped::Opened;
+use super::lent::Lent;
 use super::reports::{Reporter, Reports};
-use super::{
-    CheckpointError, Clock, PutRoot, Site, Step, furnish, network, prepare_restore, write_criu_config,
-};
+use super::{CheckpointError, Clock, Site, Step, furnish, network, prepare_restore, write_criu_config};
 use crate::control::write_atomically;
 use crate::criu::RESTORE_LOG;
 use crate::gate::{GateRecord, Report};
@@ -57,9 +55,8 @@ pub struct Restore {
     gate: Option<Reporter>,
     call: Pin<Box<dyn Future<Output = Result<(), RuncError>> + Send>>,
     clock: Clock,
-    /// The image, readable to the container's root while it is restored.
-    _opened: Option<Opened>,
-    _put_root: Option<PutRoot>,
+    /// The image, readable to the container's root while it is restored, and more.
+    _lent: Lent,
 }
 
 impl Restore {
@@ -114,8 +111,7 @@ impl Restore {
             write_atomically(&site.control.join(name), &json).map_err(unready)?;
         }
         prepare_restore(&site.bundle, &site.control).map_err(unready)?;
-        let opened = Opened::to_root_of(&spec, &request.image_dir).map_err(unready)?;
-        let put_root = PutRoot::make(&site.bundle, &spec);
+        let lent = Lent::lend(&site.control, &site.bundle, &spec, &request.image_dir).map_err(unready)?;
         let reports = Reports::listen(&site.control).map_err(unready)?;
         let call = site
             .runc
@@ -148,8 +144,7 @@ impl Restore {
             gate: None,
             call,
             clock: Clock::start(),
-            _opened: opened,
-            _put_root: put_root,
+            _lent: lent,
         })
     }
 
