@@ -220,6 +220,19 @@ impl ImageDir {
     }
 }
 
+/// Bytes of the files of an image directory that describe a container, all but the pages of its memory.
+pub fn metadata_bytes(image_dir: &Path) -> io::Result<u64> {
+    fs::read_dir(image_dir)?.try_fold(0, |sum, entry| {
+        let entry = entry?;
+        let is_pages = entry.file_name().to_string_lossy().starts_with(PAGES_PREFIX);
+        Ok(if is_pages {
+            sum
+        } else {
+            sum + entry.metadata()?.len()
+        })
+    })
+}
+
 /// Bytes of all files of an image directory.
 pub fn size_bytes(image_dir: &Path) -> io::Result<u64> {
     fs::read_dir(image_dir)?.try_fold(0, |sum, entry| Ok(sum + entry?.metadata()?.len()))

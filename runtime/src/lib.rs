@@ -16,6 +16,7 @@ pub mod hold;
 pub mod image;
 pub mod oom;
 pub mod options;
+pub mod processes;
 pub mod reaper;
 pub mod runc;
 pub mod spec;

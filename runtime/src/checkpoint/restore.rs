@@ -5,10 +5,13 @@
 //! the container runs. Dropped before `open`, the gate stays shut, and runC and CRIU clean up.
 
 use std::collections::HashMap;
+use std::fs;
 use std::future::Future;
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use tokio::time::{Interval, interval, timeout};
 
 use super::lent::Lent;
 use super::reports::{Reporter, Reports};
@@ -17,14 +20,32 @@ use crate::control::write_atomically;
 use crate::criu::RESTORE_LOG;
 use crate::gate::{GateRecord, Report};
 use crate::hold::{HoldRecord, POST_RESTORE};
-use crate::image::{Manifest, NetworkOwner};
+use crate::image::{Manifest, NetworkOwner, metadata_bytes};
 use crate::options::{CheckpointOptions, Layer, Tcp};
+use crate::processes::Doomed;
 use crate::runc::{RuncError, Streams};
 use crate::spec::Spec;
 
-/// A terabyte of memory at the rate of a slow disk, or an engine that is slow to start what it has created, or a
-/// commit that waits for a source that is being repaired: beyond that somebody has forgotten it.
+/// An engine that is slow to start what it has created, or a commit that waits for a source that is being repaired:
+/// beyond that somebody has forgotten it.
 const RESTORE_DEADLINE: Duration = Duration::from_secs(24 * 3600);
+
+/// A terabyte of memory at the rate of a slow disk. While CRIU itself is at work it waits for nobody, and hangs if it
+/// takes longer.
+const WORK_DEADLINE: Duration = Duration::from_secs(3600);
+
+/// CRIU's log describes what the image's metadata describes. Of a small container it has some hundred kilobytes; a restore
+/// that goes round in circles writes some hundred megabytes a second, to memory as a rule.
+const LOG_FLOOR_BYTES: u64 = 64 << 20;
+
+/// A run of memory pages has ten bytes in the metadata, and some two hundred in the log.
+const LOG_PER_METADATA_BYTE: u64 = 32;
+
+/// runC has a cgroup to remove when CRIU is gone.
+const CLEAN_UP_DEADLINE: Duration = Duration::from_secs(30);
+
+/// How often its size is looked at.
+const LOG_CHECK_INTERVAL: Duration = Duration::from_millis(250);
 
 const OPERATION: &str = "restore";
 
@@ -53,6 +74,10 @@ pub struct Restore {
     work: PathBuf,
     reports: Reports,
     gate: Option<Reporter>,
+    /// runC's pid.
+    runc_pid: i32,
+    log_limit: u64,
+    log_check: Interval,
     call: Pin<Box<dyn Future<Output = Result<(), RuncError>> + Send>>,
     clock: Clock,
     /// The image, readable to the container's root while it is restored, and more.
@@ -111,6 +136,8 @@ impl Restore {
             write_atomically(&site.control.join(name), &json).map_err(unready)?;
         }
         prepare_restore(&site.bundle, &site.control).map_err(unready)?;
+        let metadata = metadata_bytes(&request.image_dir).map_err(unready)?;
+        let log_limit = LOG_FLOOR_BYTES.saturating_add(metadata.saturating_mul(LOG_PER_METADATA_BYTE));
         let lent = Lent::lend(&site.control, &site.bundle, &spec, &request.image_dir).map_err(unready)?;
         let reports = Reports::listen(&site.control).map_err(unready)?;
         let call = site
@@ -136,12 +163,16 @@ impl Restore {
         let running = call
             .spawn()
             .map_err(|error| CheckpointError::unready(OPERATION, &site, &error))?;
+        let runc_pid = running.pid();
         let call = Box::pin(running.wait(RESTORE_DEADLINE));
         Ok(Self {
             site,
             work,
             reports,
             gate: None,
+            runc_pid,
+            log_limit,
+            log_check: interval(LOG_CHECK_INTERVAL),
             call,
             clock: Clock::start(),
             _lent: lent,
@@ -150,8 +181,9 @@ impl Restore {
 
     /// Returns the pid of the container's first process when its namespaces stand.
     pub async fn gated(&mut self) -> Result<i32, CheckpointError> {
+        let deadline = Instant::now() + WORK_DEADLINE;
         loop {
-            match self.next().await? {
+            match self.next(Some(deadline)).await? {
                 Some((Report::Gate { pid }, reporter)) => {
                     self.clock.mark("namespaces");
                     self.gate = Some(reporter);
@@ -180,8 +212,9 @@ impl Restore {
 
     /// Returns when everything is restored and nothing runs, with what the steps took.
     pub async fn held(&mut self) -> Result<Vec<Step>, CheckpointError> {
+        let deadline = Instant::now() + WORK_DEADLINE;
         loop {
-            match self.next().await? {
+            match self.next(Some(deadline)).await? {
                 Some((Report::Hold { action }, _)) if action == POST_RESTORE => {
                     self.clock.mark("restore");
                     return Ok(self.clock.take());
@@ -194,23 +227,57 @@ impl Restore {
 
     /// Returns when the container runs, with what the steps since `held` took.
     pub async fn end(mut self) -> Result<Vec<Step>, CheckpointError> {
-        while self.next().await?.is_some() {}
+        while self.next(None).await?.is_some() {}
         self.clock.mark("resume");
         Ok(self.clock.steps)
     }
 
-    /// The next report, or `None` when runC has succeeded.
-    async fn next(&mut self) -> Result<Option<(Report, Reporter)>, CheckpointError> {
-        tokio::select! {
-            biased;
-            report = self.reports.next() => {
-                report.map(Some).map_err(|error| CheckpointError::unready(OPERATION, &self.site, &error))
+    /// The next report, or `None` when runC has succeeded. A restore that goes round in circles, or passes `deadline`, is
+    /// ended.
+    async fn next(
+        &mut self,
+        deadline: Option<Instant>,
+    ) -> Result<Option<(Report, Reporter)>, CheckpointError> {
+        loop {
+            tokio::select! {
+                biased;
+                report = self.reports.next() => {
+                    return report
+                        .map(Some)
+                        .map_err(|error| CheckpointError::unready(OPERATION, &self.site, &error));
+                }
+                result = &mut self.call => return match result {
+                    Ok(()) => Ok(None),
+                    Err(error) => Err(self.failure(&error)),
+                },
+                _ = self.log_check.tick() => {}
             }
-            result = &mut self.call => match result {
-                Ok(()) => Ok(None),
-                Err(error) => Err(self.failure(&error)),
-            },
+            // Absent until CRIU has begun.
+            let written = fs::metadata(self.work.join(RESTORE_LOG)).map_or(0, |log| log.len());
+            if written > self.log_limit {
+                let reason = format!(
+                    "CRIU goes round in circles: its log has {} MiB where {} are enough",
+                    written >> 20,
+                    self.log_limit >> 20
+                );
+                return Err(self.give_up(reason).await);
+            }
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                let reason = format!("CRIU has not come to an end within {WORK_DEADLINE:?}");
+                return Err(self.give_up(reason).await);
+            }
         }
+    }
+
+    /// Ends CRIU and what it has restored so far; runC then fails and cleans up.
+    async fn give_up(&mut self, reason: String) -> CheckpointError {
+        if let Err(error) = Doomed::below(self.runc_pid).end().await {
+            log::warn!("of the restore of container {}: {error}", self.site.id);
+        }
+        if timeout(CLEAN_UP_DEADLINE, &mut self.call).await.is_err() {
+            log::warn!("runc restore of container {} does not end", self.site.id);
+        }
+        CheckpointError::given_up(OPERATION, &self.site, &self.work, RESTORE_LOG, reason)
     }
 
     fn failure(&self, error: &RuncError) -> CheckpointError {
