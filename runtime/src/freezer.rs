@@ -121,9 +121,9 @@ impl Freezer {
         gone_is_fine(self.write("FROZEN", "1"))
     }
 
-    /// Whether a freeze for CRIU will let the tasks go for a moment, because it came amid a vfork.
+    /// Whether a freeze for CRIU will, or may, let the tasks go for a moment, because it came amid a vfork.
     pub fn must_let_go(&self) -> io::Result<bool> {
-        Ok(matches!(obstacle(&self.directory)?, Some(Obstacle::Vfork(_))))
+        Ok(!self.is_frozen()? || matches!(obstacle(&self.directory)?, Some(Obstacle::Vfork(_))))
     }
 
     /// Whether somebody has told this very cgroup to freeze, whether or not every task has yet.

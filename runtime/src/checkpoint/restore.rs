@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::time::{Duration, Instant};
 
-use tokio::time::{Interval, interval, timeout};
+use tokio::time::{Interval, MissedTickBehavior, interval, timeout};
 
 use super::lent::Lent;
 use super::reports::{Reporter, Reports};
@@ -26,9 +26,8 @@ use crate::processes::Doomed;
 use crate::runc::{RuncError, Streams};
 use crate::spec::Spec;
 
-/// An engine that is slow to start what it has created, or a commit that waits for a source that is being repaired:
-/// beyond that somebody has forgotten it.
-const RESTORE_DEADLINE: Duration = Duration::from_secs(24 * 3600);
+/// A commit that waits for a source that is being repaired: beyond that somebody has forgotten it.
+const RESUME_DEADLINE: Duration = Duration::from_secs(24 * 3600);
 
 /// A terabyte of memory at the rate of a slow disk. While CRIU itself is at work it waits for nobody, and hangs if it
 /// takes longer.
@@ -164,7 +163,10 @@ impl Restore {
             .spawn()
             .map_err(|error| CheckpointError::unready(OPERATION, &site, &error))?;
         let runc_pid = running.pid();
-        let call = Box::pin(running.wait(RESTORE_DEADLINE));
+        // Each part has a deadline of its own, after which CRIU is ended too; the engine's Start is the engine's affair.
+        let call = Box::pin(running.wait(Duration::MAX));
+        let mut log_check = interval(LOG_CHECK_INTERVAL);
+        log_check.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Ok(Self {
             site,
             work,
@@ -172,7 +174,7 @@ impl Restore {
             gate: None,
             runc_pid,
             log_limit,
-            log_check: interval(LOG_CHECK_INTERVAL),
+            log_check,
             call,
             clock: Clock::start(),
             _lent: lent,
@@ -181,9 +183,9 @@ impl Restore {
 
     /// Returns the pid of the container's first process when its namespaces stand.
     pub async fn gated(&mut self) -> Result<i32, CheckpointError> {
-        let deadline = Instant::now() + WORK_DEADLINE;
+        let began = Instant::now();
         loop {
-            match self.next(Some(deadline)).await? {
+            match self.next(began, WORK_DEADLINE).await? {
                 Some((Report::Gate { pid }, reporter)) => {
                     self.clock.mark("namespaces");
                     self.gate = Some(reporter);
@@ -212,9 +214,9 @@ impl Restore {
 
     /// Returns when everything is restored and nothing runs, with what the steps took.
     pub async fn held(&mut self) -> Result<Vec<Step>, CheckpointError> {
-        let deadline = Instant::now() + WORK_DEADLINE;
+        let began = Instant::now();
         loop {
-            match self.next(Some(deadline)).await? {
+            match self.next(began, WORK_DEADLINE).await? {
                 Some((Report::Hold { action }, _)) if action == POST_RESTORE => {
                     self.clock.mark("restore");
                     return Ok(self.clock.take());
@@ -227,16 +229,18 @@ impl Restore {
 
     /// Returns when the container runs, with what the steps since `held` took.
     pub async fn end(mut self) -> Result<Vec<Step>, CheckpointError> {
-        while self.next(None).await?.is_some() {}
+        let began = Instant::now();
+        while self.next(began, RESUME_DEADLINE).await?.is_some() {}
         self.clock.mark("resume");
         Ok(self.clock.steps)
     }
 
-    /// The next report, or `None` when runC has succeeded. A restore that goes round in circles, or passes `deadline`, is
-    /// ended.
+    /// The next report, or `None` when runC has succeeded. A restore that goes round in circles, or takes longer than is
+    /// `allowed`, is ended.
     async fn next(
         &mut self,
-        deadline: Option<Instant>,
+        began: Instant,
+        allowed: Duration,
     ) -> Result<Option<(Report, Reporter)>, CheckpointError> {
         loop {
             tokio::select! {
@@ -262,8 +266,8 @@ impl Restore {
                 );
                 return Err(self.give_up(reason).await);
             }
-            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-                let reason = format!("CRIU has not come to an end within {WORK_DEADLINE:?}");
+            if began.elapsed() >= allowed {
+                let reason = format!("it has not come to an end within {allowed:?}");
                 return Err(self.give_up(reason).await);
             }
         }
