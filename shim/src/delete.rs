@@ -7,7 +7,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::time::SystemTime;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use containerd_shim::Flags;
 use containerd_shim::api::DeleteResponse;
 use containerd_shim::protos::protobuf::Message;
@@ -20,6 +20,9 @@ use godwit_runtime::runc::Runc;
 use crate::create_options::CreateOptions;
 use crate::publisher::timestamp;
 use crate::rootfs;
+
+/// Where runC binds a container's root while CRIU restores it, in its directory for the container.
+const RESTORED_ROOT: &str = "criu-root";
 
 /// Runs `delete`.
 pub(crate) fn delete(flags: &Flags) -> Result<()> {
@@ -36,6 +39,12 @@ pub(crate) fn delete(flags: &Flags) -> Result<()> {
         .enable_all()
         .build()
         .context("start the runtime")?;
+    // A restore that goes on without its shim has the container's root bound below runC's directory, and runC removes that
+    // directory with all that it finds in it.
+    let restored_root = settings.root.join(&flags.id).join(RESTORED_ROOT);
+    if let Err(error) = rootfs::unmount_now(&restored_root) {
+        bail!("{error}: the files of container {} would be removed", flags.id);
+    }
     runtime.block_on(async {
         let reaper = Reaper::start().context("start the exit dispatcher")?;
         let runc = Runc::new(settings, bundle.path(), reaper);
