@@ -19,13 +19,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use libcgroups::common::{CgroupSetup, get_cgroup_setup};
-use libcgroups::v1::ControllerType;
-use libcgroups::v1::util::get_subsystem_mount_point;
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
+
+use crate::cgroup::Cgroup;
 
 /// How long tasks may take to freeze: a task in an uninterruptible wait holds it up. CRIU gives up after as long.
 const FREEZE_DEADLINE: Duration = Duration::from_secs(10);
@@ -63,23 +62,19 @@ impl Freezer {
     /// The freezer of the cgroup that `pid` is in.
     pub fn of(pid: i32) -> io::Result<Self> {
         let membership = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
-        let setup = get_cgroup_setup().map_err(io::Error::other)?;
-        let (root, path, version) = match setup {
-            CgroupSetup::Unified => ("/sys/fs/cgroup".into(), cgroup_path(&membership, ""), Version::V2),
-            CgroupSetup::Legacy | CgroupSetup::Hybrid => (
-                get_subsystem_mount_point(&ControllerType::Freezer).map_err(io::Error::other)?,
-                cgroup_path(&membership, "freezer"),
-                Version::V1,
-            ),
+        let cgroup = Cgroup::of_pid(pid)?;
+        let (found, hierarchy, version) = match cgroup.controller("freezer") {
+            Some(found) => (Some(found), "freezer", Version::V1),
+            None => (cgroup.unified(), "", Version::V2),
         };
-        let path = path.ok_or_else(|| io::Error::other(format!("process {pid} is in no freezer cgroup")))?;
-        let path = path.trim_start_matches('/');
-        if path.is_empty() {
+        let found =
+            found.ok_or_else(|| io::Error::other(format!("process {pid} is in no freezer cgroup")))?;
+        if cgroup_path(&membership, hierarchy) == Some("/") {
             // Freezing the root cgroup would freeze the host.
             return Err(io::Error::other(format!("process {pid} is in the root cgroup")));
         }
         Ok(Self {
-            directory: Path::new(&root).join(path),
+            directory: found.path().to_owned(),
             version,
         })
     }

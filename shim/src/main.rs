@@ -16,6 +16,7 @@ mod publisher;
 mod rootfs;
 mod server;
 mod service;
+mod task;
 
 use std::env;
 use std::ffi::{OsStr, OsString};

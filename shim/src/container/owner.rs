@@ -26,7 +26,6 @@ use godwit_runtime::oom::{OomKills, OomWatch};
 use godwit_runtime::reaper::Exit;
 use log::{error, warn};
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinSet;
 
 use super::Shim;
 use super::command::{Command, Delivery, Finished, Held, Reply};
@@ -39,6 +38,7 @@ use super::restore::{Exchange, PendingRestore};
 use crate::error::{ShimError, failed};
 use crate::io::{Pending, ProcessIo};
 use crate::publisher::timestamp;
+use crate::task::{self, Tasks};
 
 /// The end of an operation, or of a process.
 enum Happening {
@@ -118,7 +118,7 @@ struct Owner {
     restore: Option<PendingRestore>,
     /// Who waits for the end of a held dump or restore.
     finish_waiters: Vec<Reply<Finished>>,
-    happenings: JoinSet<Happening>,
+    happenings: Tasks<Happening>,
 }
 
 /// Creates the container, answers, and then serves it until it is deleted.
@@ -137,8 +137,7 @@ pub(super) async fn run(
             // A creation that awaits no image drops its end; that is an answer too, and there is only one.
             let mut may_await = true;
             let exchange = Exchange { awaited, delivery };
-            let mut creation =
-                tokio::spawn(create::create(owner.identity.clone(), request.clone(), exchange));
+            let mut creation = task::spawn(create::create(owner.identity.clone(), request.clone(), exchange));
             let created = loop {
                 tokio::select! {
                     created = &mut creation => break created.unwrap_or_else(|error| Err(failed("create")(error))),
@@ -189,7 +188,7 @@ impl Owner {
             held_exit: None,
             restore: None,
             finish_waiters: Vec::new(),
-            happenings: JoinSet::new(),
+            happenings: Tasks::new(),
         })
     }
 

@@ -22,6 +22,7 @@ use log::{error, info, warn};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
+use crate::task;
 use connection::{Connection, ForwardError};
 
 /// Events that wait for containerd, a few hundred bytes each: some MB at worst.
@@ -68,7 +69,7 @@ impl Publisher {
     pub(crate) fn start(namespace: &str, address: &str) -> Self {
         let (queue, events) = mpsc::channel(QUEUE_BOUND);
         let path = PathBuf::from(address.strip_prefix("unix://").unwrap_or(address));
-        tokio::spawn(send_all(Link::to(path), events));
+        task::spawn(send_all(Link::to(path), events));
         Self {
             namespace: namespace.to_owned(),
             queue,
