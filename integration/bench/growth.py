@@ -19,8 +19,12 @@ LEADER = "pod"
 WARM_UP = 50
 # So that the two processors are busy while a command waits for its daemon.
 AT_ONCE = 4
-# An allocator keeps some of what it was given; a leak of half a kilobyte for each container would be seen.
-PRIVATE_MEMORY_KIB = 512
+# The allocator keeps what it was given until its bins are full (seven pieces of each of 64 sizes, 240 KB), and what lies
+# between them: that comes to an end, a leak does not. So memory may grow while the first half comes and goes, within a
+# bound; in the second half, of 500 containers and 500 execs, 64 KiB more are a leak of 65 bytes for each.
+MEMORY = "private memory (KiB)"
+FIRST_HALF_KIB = 512
+SECOND_HALF_KIB = 64
 DEADLINE_SECONDS = 900.0
 # Whatever a start leaves behind is in one of these.
 PLACES = ("/run/godwit", "/run/containerd", "/run/runc", "/var/log/godwit", "/tmp", "/sys/fs/cgroup")
@@ -33,16 +37,21 @@ class Growth:
     n_containers: int
     n_execs: int
     before: dict[str, int]
+    halfway: dict[str, int]
     after: dict[str, int]
 
     def grown(self) -> list[str]:
         """What there is more of than there may be."""
-        allowed = {"private memory (KiB)": PRIVATE_MEMORY_KIB}
-        return [
-            f"{name}: {before} before, {self.after[name]} after"
-            for name, before in self.before.items()
-            if self.after[name] > before + allowed.get(name, 0)
-        ]
+        grown = []
+        for name, before in self.before.items():
+            halfway, after = self.halfway[name], self.after[name]
+            if name == MEMORY:
+                has_grown = halfway > before + FIRST_HALF_KIB or after > halfway + SECOND_HALF_KIB
+            else:
+                has_grown = after > before
+            if has_grown:
+                grown.append(f"{name}: {before} before, {halfway} halfway, {after} after")
+        return grown
 
 
 def growth(host: Host, n_containers: int, n_execs: int) -> Growth:
@@ -58,12 +67,14 @@ def growth(host: Host, n_containers: int, n_execs: int) -> Growth:
 
     cycle(WARM_UP, WARM_UP, "warm")
     before = _count(host, shim)
-    cycle(n_containers, n_execs, "member")
+    cycle(n_containers // 2, n_execs // 2, "first")
+    halfway = _count(host, shim)
+    cycle(n_containers - n_containers // 2, n_execs - n_execs // 2, "second")
     after = _count(host, shim)
     if shim_of(host, LEADER) != shim:
         raise LabError("the pod's shim is another one than before")
     remove_tasks(host, [LEADER])
-    return Growth(n_containers, n_execs, before, after)
+    return Growth(n_containers, n_execs, before, halfway, after)
 
 
 def _each(host: Host, n_times: int, command: list[str]) -> None:
@@ -78,7 +89,7 @@ def _count(host: Host, shim: int) -> dict[str, int]:
     counts = {
         "descriptors": taken.descriptors,
         "threads": taken.threads,
-        "private memory (KiB)": taken.private_kib,
+        MEMORY: taken.private_kib,
         "mounts of the host": len(host.path(f"/proc/{shim}/mountinfo").read_text().splitlines()),
         "processes of the host": sum(process.name.isdigit() for process in host.path("/proc").iterdir()),
     }

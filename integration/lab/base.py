@@ -52,12 +52,14 @@ def ensure_base(suite: str) -> Path:
         raise LabError(f"no base {suite!r}; there are {', '.join(SUITES)}")
     wanted = base_directory(suite)
     CACHE_DIR.mkdir(parents=True, exist_ok=True)
-    with _build_lock():
-        if not wanted.is_dir():
-            print(f"lab: building {wanted} (a minute or two)", flush=True)
-            _build(suite, wanted)
-        os.utime(wanted)
-        _remove_stale()
+    try:
+        os.utime(wanted)  # one that is there does not wait until another checkout has built its own
+    except FileNotFoundError:
+        with _build_lock():
+            if not wanted.is_dir():
+                print(f"lab: building {wanted} (a minute or two)", flush=True)
+                _build(suite, wanted)
+            _remove_stale()
     return wanted
 
 

@@ -194,7 +194,9 @@ class Host:
         if pid is None:
             raise LabError(f"{name} does not run on {self.name}")
         self.run("kill", f"-{number.value}", str(pid))
-        wait_until(f"{name} on {self.name} to end", lambda: self.daemon_pid(name) is None, STOP_DEADLINE_SECONDS)
+        # Until it is reaped: while it is a zombie, threads of it may still end, and its sockets take connections.
+        process = self.path(f"/proc/{pid}")
+        wait_until(f"{name} on {self.name} to end", lambda: not process.exists(), STOP_DEADLINE_SECONDS)
 
     def restart_daemon(self, name: str) -> None:
         """Stops a daemon if it runs and starts it again."""

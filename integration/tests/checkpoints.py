@@ -11,7 +11,8 @@ import re
 import socket
 import subprocess
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from lab import links
 from lab.commands import wait_until
@@ -147,8 +148,54 @@ def connect(place: str, address: str, port: int) -> socket.socket:
     return socket.create_connection((address, port), timeout=ANSWER_SECONDS)
 
 
+class Pause:
+    """A CRIU that stops at an action of its own choice, by an action script of the container's, until it may go on."""
+
+    OPTIONS = ("--annotation", "org.criu.config=/run/pause/criu.conf")
+    SCRIPT = """#!/bin/sh
+[ "$CRTOOLS_SCRIPT_ACTION" = "$(cat /run/pause/at 2>/dev/null)" ] || exit 0
+: >/run/pause/there
+while [ -e /run/pause/at ]; do sleep 0.02; done
+"""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        host.write("/run/pause/criu.conf", "action-script /run/pause/script\n")
+        host.write("/run/pause/script", self.SCRIPT)
+        host.path("/run/pause/script").chmod(0o755)
+
+    def at(self, action: str) -> None:
+        """The next CRIU stops at this action."""
+        self._host.path("/run/pause/there").unlink(missing_ok=True)
+        self._host.write("/run/pause/at", f"{action}\n")
+
+    def reached(self) -> bool:
+        """Whether it has stopped."""
+        return self._host.path("/run/pause/there").exists()
+
+    def over(self) -> None:
+        """It goes on."""
+        self._host.path("/run/pause/at").unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """For a test's end."""
+        self._host.run("rm", "-rf", "/run/pause")
+
+
 class CheckpointTest(EngineTest):
     """A test of checkpoints on host ha."""
+
+    def pause(self) -> Pause:
+        """A way to stop CRIU in containers that are started with `Pause.OPTIONS`."""
+        pause = Pause(self.ha)
+        self.addCleanup(pause.remove)
+        return pause
+
+    def in_background(self, work: Callable[[], object]) -> Future:
+        """Does something beside the test, which waits for its end."""
+        thread = ThreadPoolExecutor(max_workers=1)
+        self.addCleanup(thread.shutdown, wait=False)  # what it waits for may be lifted by a cleanup that comes later
+        return thread.submit(work)
 
     def serve(self, *options: str, command: tuple[str, ...] = ("python3", "-c", SERVER)) -> str:
         """Starts the server's container."""

@@ -217,3 +217,23 @@ class Images(Traces):
             n_ticks = len(self.ticks(name))
             self.soon("it to go on", lambda: len(self.ticks(name)) > n_ticks)
             self.assert_no_trace(name)
+
+    def test_a_failed_dump_takes_back_the_directory_that_it_made_and_no_other(self) -> None:
+        self.needs_checkpoint_options()
+        name = self.serve("--network", "none")
+        self.soon("its output", lambda: len(self.ticks(name)) > 1)
+        self.addCleanup(self.ha.run, "rm", "-rf", "/run/small")
+        self.ha.run("mkdir", "-p", "/run/small")
+        self.ha.run("mount", "-t", "tmpfs", "-o", "size=512k", "small", "/run/small")
+        self.addCleanup(self.ha.run, "umount", "/run/small")
+        self.ha.run("mkdir", "-m", "700", "/run/small/there")
+        self.ha.write("/run/small/there/own", "")
+        for image in ("/run/small/made", "/run/small/there"):
+            done = self.ha.run("ctr", "--namespace", "moby", "task", "checkpoint", "--image-path", image,
+                               self.inspect(name, "{{.Id}}"), check=False)  # fmt: skip
+            self.assertIn("No space left on device", done.stderr)
+            log = re.search(r"/var/log/godwit/[^\s:,;]+", done.stderr)[0]
+            self.assertIn("Error", self.ha.path(log).read_text(errors="replace"))
+        self.assertEqual(["there"], self.listing("/run/small"))
+        self.assertIn("own", self.listing("/run/small/there"))
+        self.assert_no_trace(name)

@@ -94,6 +94,38 @@ class Restored(CheckpointTest):
         self.assert_no_trace(name)
 
 
+    def test_a_terminal_is_attached_amid_a_dump(self) -> None:
+        pause = self.pause()
+        for leave in ("true", "false"):
+            options = ("--tty", "--interactive", "--annotation", f"{LEAVE_RUNNING}={leave}", *pause.OPTIONS)
+            name = self.start("busybox", "sh", options=options)
+            with Terminal(self.ha, "docker", "attach", name) as before:
+                before.send("word=kept; echo set-$((1+1))\n")
+                before.expect("set-2")
+                pause.at("post-dump")
+                dump = self.in_background(lambda: self.checkpoint(name))  # noqa: B023
+                self.soon("the dump", pause.reached)
+                before.send("echo $word-$((2+2))\n")  # which its terminal keeps until it runs
+                with Terminal(self.ha, "docker", "attach", name) as amid:
+                    # containerd pauses a container for its checkpoint, and Docker attaches to none that is paused.
+                    amid.expect("cannot attach to a paused container")
+                    self.assertNotEqual(0, amid.exit_code())
+                pause.over()
+                dump.result()
+                if leave == "true":
+                    before.expect("kept-4")
+                else:
+                    before.exit_code()  # it ends with the container
+                    self.restore(name)
+            with Terminal(self.ha, "docker", "attach", name) as after:
+                after.send("echo $word-$((3+3))\n")
+                after.expect("kept-6")
+                after.send("stty size\n")
+                after.expect("24 80")
+            self.assert_no_trace(name)
+            self.docker("rm", "--force", name)
+
+
 class Networks(CheckpointTest):
     """Each kind of network."""
 

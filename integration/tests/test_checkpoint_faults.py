@@ -1,6 +1,7 @@
 """Checkpoints and restores that fail: the container is not harmed, the error says why, and nothing is left."""
 
 import contextlib
+import json
 import subprocess
 import tempfile
 import threading
@@ -200,6 +201,20 @@ class FailedRestores(CheckpointTest):
         self.assertIn("magic doesn't match", error)
         log = "/var/log/godwit/" + error.partition("/var/log/godwit/")[2].split()[0].rstrip(":,;.")
         self.assertIn("magic doesn't match", self.ha.path(log).read_text(errors="replace"))
+        self.assert_nothing_left(name)
+
+    def test_a_criu_that_goes_round_in_circles_is_ended(self) -> None:
+        name = self.checkpointed()
+        image = self.images(name) / "pages-1.img"
+        pages = image.read_bytes()
+        image.write_bytes(pages[: len(pages) // 2])
+        manifest = self.images(name) / "godwit.json"
+        manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "files": {}, "digests": {}}))
+        error = self.restore(name, check=False).stderr
+        self.assertIn("goes round in circles", error)
+        self.assertIn("the image is damaged", error)
+        log = "/var/log/godwit/" + error.partition("/var/log/godwit/")[2].split()[0].rstrip(":,;.")
+        self.assertLess(self.ha.path(log).stat().st_size, 10 << 20)
         self.assert_nothing_left(name)
 
     def test_an_image_that_is_none(self) -> None:

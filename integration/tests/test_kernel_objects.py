@@ -4,11 +4,13 @@ One container holds many of them (see kernel_objects.py and kernel_objects.c). W
 that says what to do, and the container runs on.
 """
 
+import re
 import subprocess
 import tempfile
 from pathlib import Path
 
 from tests.checkpoints import CheckpointTest
+from tests.containerd import shim_pid
 from tests.support import Terminal
 
 TESTS = Path(__file__).parent
@@ -94,12 +96,63 @@ class KernelObjects(CheckpointTest):
             self.docker("unpause", name)
         self.look(name, "tmpfs", "vfork")
 
-    def test_a_read_only_root_without_a_directory_for_temporary_files(self) -> None:
+    def test_a_paused_container_whose_holder_is_killed_stays_paused(self) -> None:
+        name = self.holding("tmpfs", native=("endless_vfork",))
+        self.docker("pause", name)
+        pid = self.inspect(name, "{{.State.Pid}}")
+        failed = self.in_background(lambda: self.failed_checkpoint(name))
+        holders = r"ps ax -o pid=,args= | awk '$2 ~ /\/run\/godwit\/tasks\/[0-9a-f]+\/hold$/ {print $1}'"
+        holder = ""
+
+        def is_let_go() -> bool:
+            """Stops the holder at a moment of its choice; whether the container runs then."""
+            nonlocal holder
+            holder = self.ha.run("sh", "-c", holders).stdout.strip()
+            if holder and self.ha.run("kill", "-STOP", holder, check=False).returncode == 0:
+                if self.freezer(pid) == "thawed":
+                    return True
+                self.ha.run("kill", "-CONT", holder)
+            return False
+
+        self.soon("the container to be let go", is_let_go)
+        self.ha.run("kill", "-9", holder)
+        failed.result()
+        self.assertEqual("paused", self.status(name))
+        self.soon("it to be paused", lambda: self.freezer(pid) in ("FROZEN", "1"))
+        self.soon("the helpers to end", lambda: not self.helpers())
+        self.assertIn(self.freezer(pid), ("FROZEN", "1"))
+
+    def start_without_tmp(self, *options: str) -> str:
+        """A container that counts in its log and has a read-only root without a directory /tmp."""
         self.ha.run("sh", "-c", "docker rm -f bare >/dev/null 2>&1; docker create --name bare busybox >/dev/null && "
                     "docker export bare | tar --delete tmp --wildcards 'tmp/*' 2>/dev/null | docker import - bare >/dev/null; "
                     "docker rm bare >/dev/null")  # fmt: skip
         self.addCleanup(self.docker, "rmi", "--force", "bare")
-        name = self.start("bare", "sh", "-c", "n=0; while :; do n=$((n+1)); echo $n; sleep 0.1; done", options=("--read-only",))
+        command = ("sh", "-c", "n=0; while :; do n=$((n+1)); echo $n; sleep 0.1; done")
+        return self.start("bare", *command, options=("--read-only", *options))
+
+    def test_a_shim_that_is_killed_amid_a_restore_leaves_nothing_in_the_root(self) -> None:
+        pause = self.pause()
+        name = self.start_without_tmp(*pause.OPTIONS)
+        self.soon("its log", lambda: len(self.ticks(name)) > 2)
+        self.checkpoint(name)
+        container_id, upper = self.inspect(name, "{{.Id}} {{.GraphDriver.Data.UpperDir}}").split()
+        tmp = self.ha.path(f"{upper}/tmp")
+        pause.at("pre-restore")
+        started = self.in_background(lambda: self.restore(name, check=False))
+        self.soon("the restore", pause.reached)
+        self.assertTrue(tmp.is_dir())
+        self.ha.run("kill", "-9", str(shim_pid(self.ha, container_id)))
+        self.soon("it to be taken back", lambda: not tmp.exists())
+        pause.over()
+        self.assertNotEqual(0, started.result().returncode)
+        self.soon("the helpers to end", lambda: not self.helpers())
+        self.assertEqual([], self.tasks())
+        self.restore(name)
+        self.assertFalse(tmp.exists())
+
+    def test_a_read_only_root_without_a_directory_for_temporary_files(self) -> None:
+        name = self.start_without_tmp()
         self.assertNotEqual(0, self.docker("exec", name, "test", "-e", "/tmp", check=False).returncode, "the image has a /tmp")
         self.soon("its log", lambda: len(self.ticks(name)) > 2)
         self.checkpoint(name)
@@ -142,15 +195,42 @@ class KernelObjects(CheckpointTest):
         return None
 
     def test_processes_of_exec_are_killed_first_where_that_is_asked_for(self) -> None:
-        name = self.holding("tmpfs", options=("--annotation", "io.godwit.checkpoint.kill-execs=true"))
-        for script in ("import time; time.sleep(1000)", "import signal; signal.pause()"):
-            self.docker("exec", "--detach", name, "python3", "-c", script)
-        with Terminal(self.ha, "docker", "exec", "-it", name, "sh") as terminal:
-            terminal.expect("#")
-            self.checkpoint(name)
-        self.assertEqual("exited", self.status(name))
-        self.restore(name)
-        self.look(name, "tmpfs", "posix_shared_memory")
+        for is_paused in (False, True):
+            name = self.holding("tmpfs", options=("--annotation", "io.godwit.checkpoint.kill-execs=true"))
+            for script in ("import time; time.sleep(1000)", "import signal; signal.pause()"):
+                self.docker("exec", "--detach", name, "python3", "-c", script)
+            # Children of each kind: one that waits to be waited for, one in a session of its own, one that is the init's.
+            child, leader, orphan = self.sleep(1001), self.sleep(1002, "os.setsid()"), self.sleep(1003)
+            self.docker("exec", "--detach", name, "sh", "-c", f"{child} & {leader} & ({orphan} &); wait")
+            count = "n=0; while :; do n=$((n+1)); echo $n >/tmpfs/count; sleep 0.05; done"
+            self.docker("exec", name, "sh", "-c", f"({count}) </dev/null >/dev/null 2>&1 &")
+            with Terminal(self.ha, "docker", "exec", "-it", name, "sh") as terminal:
+                terminal.send(f"{self.sleep(1004)} & ({self.sleep(1005)} &)\n")
+                self.soon("all of them", lambda: self.sleepers(name) == [str(n) for n in range(1000, 1006)])
+                if is_paused:
+                    self.docker("pause", name)
+                self.checkpoint(name)
+            self.assertEqual("exited", self.status(name))
+            self.restore(name)
+            self.assertEqual([], self.sleepers(name))
+            self.assert_counts(name)
+            self.look(name, "tmpfs", "posix_shared_memory")
+            self.docker("rm", "--force", name)
+
+    @staticmethod
+    def sleep(seconds: int, first: str = "pass") -> str:
+        """A shell's command that sleeps."""
+        return f"python3 -c 'import os, time; {first}; time.sleep({seconds})'"
+
+    def sleepers(self, name: str) -> list[str]:
+        """How long the sleeps in a container are to last."""
+        return sorted(re.findall(r"time\.sleep\((\d{4})\)$", self.docker("top", name, "-o", "pid,args").stdout, re.MULTILINE))
+
+    def assert_counts(self, name: str) -> None:
+        """What an exec has left behind goes on counting."""
+        read = ("exec", name, "sh", "-c", "read n </tmpfs/count; echo $n")
+        first = self.docker(*read).stdout
+        self.soon("the daemon to go on", lambda: self.docker(*read).stdout != first)
 
     def test_what_an_exec_leaves_behind_is_checkpointed_along(self) -> None:
         name = self.holding("tmpfs")
@@ -158,6 +238,4 @@ class KernelObjects(CheckpointTest):
         self.docker("exec", name, "sh", "-c", f"({count}) </dev/null >/dev/null 2>&1 &")
         self.checkpoint(name)
         self.restore(name)
-        first = self.docker("exec", name, "sh", "-c", "read n </tmpfs/count; echo $n").stdout
-        self.soon("the daemon to go on",
-                  lambda: self.docker("exec", name, "sh", "-c", "read n </tmpfs/count; echo $n").stdout != first)  # fmt: skip
+        self.assert_counts(name)

@@ -1,18 +1,21 @@
 """The lab itself, with the stock runtime: what the other tests stand on."""
 
+import hashlib
 import os
 import subprocess
 import sys
 import time
 import unittest
 
-from lab.layout import REPOSITORY, SUBNET, WIRE_ADDRESS
+from lab.layout import NAME, REPOSITORY, SUBNET, WIRE_ADDRESS
 from lab.load import LoadClient
 from tests.support import STOCK_RUNTIME, EngineTest
 
 LAB = str(REPOSITORY / "integration/lab/lab")
 # An up, with builds beside it.
 UP_DEADLINE_SECONDS = 120.0
+# A lab beside the one that the run uses, for tests of up and down: another one for each, since runs may go side by side.
+OTHER_LAB = "gw" + "".join(chr(ord("a") + byte % 26) for byte in hashlib.sha256(NAME.encode()).digest()[:6])
 
 
 class Hosts(EngineTest):
@@ -107,7 +110,7 @@ class Lifecycle(unittest.TestCase):
     """Labs of their own, beside the one that the run uses."""
 
     def setUp(self) -> None:
-        self.environment = {**os.environ, "GODWIT_LAB": "gwlife"}
+        self.environment = {**os.environ, "GODWIT_LAB": OTHER_LAB}
         self._lab("down")
         self.addCleanup(self._lab, "down")
 
@@ -124,13 +127,13 @@ class Lifecycle(unittest.TestCase):
         links = subprocess.run(["ip", "-o", "link"], capture_output=True, text=True).stdout
         with open("/proc/self/mountinfo") as mountinfo:
             mounts = mountinfo.read()
-        found = [text for text in (netns, links, mounts) if "gwlife" in text]
-        found += [os.path.join(at, name) for at, names, _ in os.walk("/sys/fs/cgroup") for name in names if "gwlife" in name]
-        found += [path for path in ("/run/godwit-lab/gwlife", "/var/lib/godwit-lab/gwlife") if os.path.exists(path)]
+        found = [text for text in (netns, links, mounts) if OTHER_LAB in text]
+        found += [os.path.join(at, name) for at, names, _ in os.walk("/sys/fs/cgroup") for name in names if OTHER_LAB in name]
+        found += [path for path in (f"/run/godwit-lab/{OTHER_LAB}", f"/var/lib/godwit-lab/{OTHER_LAB}") if os.path.exists(path)]
         for pid in filter(str.isdigit, os.listdir("/proc")):
             try:
                 with open(f"/proc/{pid}/cgroup") as cgroup, open(f"/proc/{pid}/mountinfo") as mountinfo:
-                    if "gwlife" in cgroup.read() + mountinfo.read():
+                    if OTHER_LAB in cgroup.read() + mountinfo.read():
                         found.append(f"process {pid}")
             except OSError:
                 continue

@@ -72,7 +72,7 @@ redis = socket.create_connection(("{ADDRESS}", 6379), timeout=60)
 lines = redis.makefile("rb")
 for number in range({MEMORY_BYTES >> 20}):
     redis.sendall(b"DEBUG DIGEST-VALUE fill:%d\\r\\n" % number)
-    lines.readline(), lines.readline()
+    lines.readline()
     print(lines.readline().decode().strip())
 """
         done = self.at_clients(sys.executable, "-c", keys)

@@ -18,6 +18,7 @@ from lab.hosts import Host
 from lab.layout import REPOSITORY
 from tests.capabilities import why_no_sockets
 from tests.checkpoints import CheckpointTest
+from tests.containerd import shim_pid
 from tests.support import SOON_SECONDS
 from tests.wire import Http, Memcached, Postgres, Redis, Wire, until_connected
 
@@ -312,14 +313,39 @@ class MappedUsers(ProgramTest):
             self.skipTest(NO_MAPPED_V2)
         super().survive(name, goes_on, exit_code)
 
-    def test_on_cgroup_v2_the_failed_restore_says_why(self) -> None:
+    def test_on_cgroup_v2_the_dump_is_refused_and_says_why(self) -> None:
         if not self.is_v2:
-            self.skipTest("cgroup v1: restored, as the other tests show")
-        name = self.start(self.image("memcached"))
+            self.skipTest("cgroup v1: dumped and restored, as the other tests show")
+        for options in ((), ("--annotation", "io.godwit.checkpoint.leave-running=true")):
+            name = self.start(self.image("memcached"), options=options)
+            held = self.connect(Memcached, name, 11211)
+            self.assertEqual("STORED", held.set("kept", "x"))
+            error = self.failed_checkpoint(name)
+            self.assertIn("CRIU cannot mount cgroup v2 in a user namespace", error)
+            self.assertIn("does not map users", error)
+            self.assertEqual(("x", "running"), (held.get("kept"), self.status(name)))
+            self.assert_no_trace(name)
+            self.disconnect()
+            self.docker("rm", "--force", name)
+
+    def test_a_killed_shim_leaves_the_image_closed(self) -> None:
+        if self.is_v2:
+            self.skipTest(NO_MAPPED_V2)
+        pause = self.pause()
+        name = self.start("busybox", "sh", "-c", "while :; do sleep 1; done", options=pause.OPTIONS)
         self.checkpoint(name)
-        self.assertIn("CRIU cannot mount cgroup v2 in a user namespace", self.restore(name, check=False).stderr)
-        self.docker("start", name)
-        self.assertEqual("STORED", self.connect(Memcached, name, 11211).set("fresh", "x"))
+        container_id = self.inspect(name, "{{.Id}}")
+        pause.at("pre-restore")
+        started = self.in_background(lambda: self.restore(name, check=False))
+        self.soon("the restore", pause.reached)
+        record = json.loads(self.ha.run("sh", "-c", "cat /run/godwit/tasks/*/lent.json").stdout)
+        image = record["opened"]["directory"]
+        owner = ("sh", "-c", f"stat -c '%a %g' {image} || echo gone")
+        self.assertEqual("710 100000\n", self.ha.run(*owner).stdout)
+        self.ha.run("kill", "-9", str(shim_pid(self.ha, container_id)))
+        self.soon("its group to be as before", lambda: self.ha.run(*owner).stdout in ("700 0\n", "gone\n"))
+        pause.over()
+        self.assertNotEqual(0, started.result().returncode)
 
     def test_postgresql(self) -> None:
         name = self.start(self.image("postgres"))

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
+use libcgroups::common::{CgroupSetup, get_cgroup_setup};
 use nix::sys::statvfs::statvfs;
 use tokio::process::Command;
 use tokio::time::timeout;
@@ -105,8 +105,10 @@ pub fn room(host: &Host, memory_bytes: u64, copies: u64) -> Vec<String> {
 
 /// Which cgroups containers of this host are given.
 pub fn cgroup_version() -> u8 {
-    let unified = statfs("/sys/fs/cgroup").is_ok_and(|found| found.filesystem_type() == CGROUP2_SUPER_MAGIC);
-    if unified { 2 } else { 1 }
+    match get_cgroup_setup() {
+        Ok(CgroupSetup::Unified) => 2,
+        Ok(CgroupSetup::Legacy | CgroupSetup::Hybrid) | Err(_) => 1,
+    }
 }
 
 /// Why a container that sees its host's cgroups cannot go from one version of them to the other: CRIU finds nothing to

@@ -1,7 +1,7 @@
-//! Reads the cgroup of a running container, version 1, 2 or both at once.
+//! Reads the cgroup of a running container, version 1, 2 or both at once, and puts the shim into one.
 //!
 //! It finds the directories from `/proc/PID/cgroup` and the mounts, and reads single files of them. What is absent
-//! is absent: a kernel without a controller or a counter gives `None`, never a zero. It changes nothing.
+//! is absent: a kernel without a controller or a counter gives `None`, never a zero. It makes no cgroup and sets no limit.
 
 use std::collections::HashMap;
 use std::fs;
@@ -21,19 +21,7 @@ impl Cgroup {
     /// The cgroup of a process.
     pub fn of_pid(pid: i32) -> io::Result<Self> {
         let memberships = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
-        let own = Process::myself().map_err(io::Error::other)?;
-        let mut mounts = Vec::new();
-        for mount in own.mountinfo().map_err(io::Error::other)? {
-            let controllers: Vec<String> = mount.super_options.keys().cloned().collect();
-            match mount.fs_type.as_str() {
-                "cgroup" | "cgroup2" => mounts.push(CgroupMount {
-                    point: mount.mount_point,
-                    root: mount.root.into(),
-                    controllers: (mount.fs_type == "cgroup").then_some(controllers),
-                }),
-                _ => {}
-            }
-        }
+        let mounts = CgroupMount::all()?;
         Ok(Self::find(&memberships, &mounts))
     }
 
@@ -91,6 +79,25 @@ impl Cgroup {
     }
 }
 
+/// Moves a process into the cgroup at `path`, in each hierarchy that has it; it is an error if none has.
+pub fn enter(path: &str, pid: u32) -> io::Result<()> {
+    let mut is_found = false;
+    for mount in CgroupMount::all()? {
+        let directory = mount.point.join(path.trim_start_matches('/'));
+        if directory.is_dir() {
+            fs::write(directory.join("cgroup.procs"), pid.to_string())?;
+            is_found = true;
+        }
+    }
+    if !is_found {
+        return Err(io::Error::new(
+            io::ErrorKind::NotFound,
+            format!("no cgroup {path}"),
+        ));
+    }
+    Ok(())
+}
+
 struct CgroupMount {
     point: PathBuf,
     root: PathBuf,
@@ -99,6 +106,23 @@ struct CgroupMount {
 }
 
 impl CgroupMount {
+    fn all() -> io::Result<Vec<Self>> {
+        let own = Process::myself().map_err(io::Error::other)?;
+        let mut mounts = Vec::new();
+        for mount in own.mountinfo().map_err(io::Error::other)? {
+            let controllers: Vec<String> = mount.super_options.keys().cloned().collect();
+            match mount.fs_type.as_str() {
+                "cgroup" | "cgroup2" => mounts.push(Self {
+                    point: mount.mount_point,
+                    root: mount.root.into(),
+                    controllers: (mount.fs_type == "cgroup").then_some(controllers),
+                }),
+                _ => {}
+            }
+        }
+        Ok(mounts)
+    }
+
     fn has(&self, name: &str) -> bool {
         self.controllers
             .iter()

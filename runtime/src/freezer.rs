@@ -2,8 +2,8 @@
 //!
 //! CRIU freezes a cgroup in steps of 100 ms: it asks once, sleeps, and looks again, so the shortest freeze costs a
 //! tenth of a second of downtime. A cgroup that is frozen already costs it nothing. This module freezes within a
-//! millisecond where the tasks allow, and says how to thaw. It does not decide when, and it never freezes for good:
-//! whoever calls [`Freezer::freeze`] owes a [`Freezer::thaw`].
+//! millisecond where the tasks allow, and says how to thaw. It does not decide when: whoever calls [`Freezer::freeze`]
+//! owes a [`Freezer::thaw`], but for a container that somebody else has paused.
 //!
 //! A frozen cgroup is not always one that CRIU can seize. A process that has called vfork waits, deaf to a tracer,
 //! for its child to exec or exit; if the freeze came in between, CRIU stops the child first and then waits for the
@@ -19,13 +19,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use libcgroups::common::{CgroupSetup, get_cgroup_setup};
-use libcgroups::v1::ControllerType;
-use libcgroups::v1::util::get_subsystem_mount_point;
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
+
+use crate::cgroup::Cgroup;
 
 /// How long tasks may take to freeze: a task in an uninterruptible wait holds it up. CRIU gives up after as long.
 const FREEZE_DEADLINE: Duration = Duration::from_secs(10);
@@ -69,23 +68,19 @@ impl Freezer {
     /// The freezer of the cgroup that `pid` is in.
     pub fn of(pid: i32) -> io::Result<Self> {
         let membership = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
-        let setup = get_cgroup_setup().map_err(io::Error::other)?;
-        let (root, path, version) = match setup {
-            CgroupSetup::Unified => ("/sys/fs/cgroup".into(), cgroup_path(&membership, ""), Version::V2),
-            CgroupSetup::Legacy | CgroupSetup::Hybrid => (
-                get_subsystem_mount_point(&ControllerType::Freezer).map_err(io::Error::other)?,
-                cgroup_path(&membership, "freezer"),
-                Version::V1,
-            ),
+        let cgroup = Cgroup::of_pid(pid)?;
+        let (found, hierarchy, version) = match cgroup.controller("freezer") {
+            Some(found) => (Some(found), "freezer", Version::V1),
+            None => (cgroup.unified(), "", Version::V2),
         };
-        let path = path.ok_or_else(|| io::Error::other(format!("process {pid} is in no freezer cgroup")))?;
-        let path = path.trim_start_matches('/');
-        if path.is_empty() {
+        let found =
+            found.ok_or_else(|| io::Error::other(format!("process {pid} is in no freezer cgroup")))?;
+        if cgroup_path(&membership, hierarchy) == Some("/") {
             // Freezing the root cgroup would freeze the host.
             return Err(io::Error::other(format!("process {pid} is in the root cgroup")));
         }
         Ok(Self {
-            directory: Path::new(&root).join(path),
+            directory: found.path().to_owned(),
             version,
         })
     }
@@ -110,14 +105,35 @@ impl Freezer {
         }
     }
 
-    /// Freezes every task for CRIU to seize, and returns when all are; on an error they are as they were.
+    /// Freezes every task for CRIU to seize, and returns when all are; on an error they are as they were: let go, or
+    /// told to freeze.
     pub fn freeze(&self) -> io::Result<()> {
-        let was_frozen = self.is_frozen()?;
+        let was_told = self.is_told_to_freeze()?;
         let result = self.freeze_until(Instant::now() + FREEZE_DEADLINE);
-        if result.is_err() && !was_frozen {
-            self.thaw()?;
+        if result.is_err() {
+            if was_told { self.pause() } else { self.thaw() }?;
         }
         result
+    }
+
+    /// Tells every task to freeze and does not wait: what has been told freezes as soon as it can. A cgroup that is gone
+    /// has nothing to pause.
+    pub fn pause(&self) -> io::Result<()> {
+        gone_is_fine(self.write("FROZEN", "1"))
+    }
+
+    /// Whether a freeze for CRIU will, or may, let the tasks go for a moment, because it came amid a vfork.
+    pub fn must_let_go(&self) -> io::Result<bool> {
+        Ok(!self.is_frozen()? || matches!(obstacle(&self.directory)?, Some(Obstacle::Vfork(_))))
+    }
+
+    /// Whether somebody has told this very cgroup to freeze, whether or not every task has yet.
+    fn is_told_to_freeze(&self) -> io::Result<bool> {
+        let file = match self.version {
+            Version::V1 => "freezer.self_freezing",
+            Version::V2 => "cgroup.freeze",
+        };
+        Ok(fs::read_to_string(self.directory.join(file))?.trim() == "1")
     }
 
     fn freeze_until(&self, deadline: Instant) -> io::Result<()> {
@@ -169,10 +185,7 @@ impl Freezer {
 
     /// Lets every task run. A cgroup that is gone has nothing to thaw.
     pub fn thaw(&self) -> io::Result<()> {
-        match self.write("THAWED", "0") {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            other => other,
-        }
+        gone_is_fine(self.write("THAWED", "0"))
     }
 
     /// Kills every task, frozen or not. A cgroup that is gone has none.
@@ -214,6 +227,13 @@ impl Freezer {
             .write(true)
             .open(self.directory.join(file))?;
         io::Write::write_all(&mut file, value.as_bytes())
+    }
+}
+
+fn gone_is_fine(written: io::Result<()>) -> io::Result<()> {
+    match written {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
     }
 }
 
@@ -329,6 +349,7 @@ mod tests {
                 version,
             };
             freezer.thaw().unwrap();
+            freezer.pause().unwrap();
             assert!(freezer.freeze().is_err());
         }
     }

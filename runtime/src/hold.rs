@@ -9,13 +9,17 @@
 //! CRIU gives a cgroup back as it found it, so tasks that CRIU resumes stay frozen until they are thawed here. That
 //! makes the thaw, not CRIU's resume, the act that gives the container back: a holder that is killed makes CRIU
 //! resume, and still nothing runs unless `aborted` stands.
+//!
+//! A container that was paused before is let go for some milliseconds where the pause came amid a vfork. For that time
+//! the holder has a keeper beside it, which pauses the container again should the holder not come to do it.
 
+use std::ffi::OsStr;
 use std::fs;
-use std::io;
+use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -28,8 +32,14 @@ use crate::verdict::{self, Verdict};
 /// The name the shim's binary is called by to be the holder.
 pub const NAME: &str = "hold";
 
-/// The name it is called by to be the thawer; its argument is CRIU's pid.
+/// The name it is called by to be the thawer, whose argument is CRIU's pid, or the keeper, whose argument is [`KEEP`].
 pub const THAWER_NAME: &str = "thaw";
+
+/// What the thawer is told to be a keeper.
+const KEEP: &str = "keep-paused";
+
+/// What a holder writes to its keeper when it has paused the container again.
+const KEPT: &[u8] = b"kept";
 
 /// CRIU's name of the action before it touches a task.
 pub const PRE_DUMP: &str = "pre-dump";
@@ -111,11 +121,20 @@ pub fn main(called_as: &Path) -> io::Result<()> {
     let action = std::env::var("CRTOOLS_SCRIPT_ACTION").map_err(io::Error::other)?;
     let record: HoldRecord = serde_json::from_slice(&fs::read(control.join("hold.json"))?)?;
     if let (PRE_DUMP, Some(freezer)) = (action.as_str(), &record.freezer) {
-        if !record.paused {
-            leave_thawer(&control)?;
-        }
         // Also what is paused already: the pause may have come amid a vfork.
-        freezer.freeze().inspect_err(|error| refuse(&control, error))?;
+        let frozen = if !record.paused {
+            leave_thawer(
+                &control,
+                std::os::unix::process::parent_id().to_string(),
+                Stdio::null(),
+            )?;
+            freezer.freeze()
+        } else if freezer.must_let_go()? {
+            freeze_kept(&control, freezer)
+        } else {
+            freezer.freeze()
+        };
+        frozen.inspect_err(|error| refuse(&control, error))?;
     }
     // The clock is not worth a container: a shim that is gone is no reason to fail.
     if let Ok(mut shim) = UnixStream::connect(control.join("ctl.sock")) {
@@ -155,11 +174,15 @@ fn init_pid() -> io::Result<i32> {
     pid.parse().map_err(io::Error::other)
 }
 
-/// Waits for CRIU's end, then settles the dump; this is a process of its own, which outlives the holder.
-pub fn thawer_main(called_as: &Path, criu_pid: &str) -> io::Result<()> {
+/// Waits for CRIU's end, then settles the dump; this is a process of its own, which outlives the holder. As a keeper it
+/// waits for the holder's word or end.
+pub fn thawer_main(called_as: &Path, argument: &str) -> io::Result<()> {
     let control = ControlDir::at(called_as.parent().unwrap_or(Path::new("/")));
     let record: HoldRecord = serde_json::from_slice(&fs::read(control.join("hold.json"))?)?;
-    let criu = Path::new("/proc").join(criu_pid);
+    if argument == KEEP {
+        return keep(io::stdin(), record.freezer.as_ref());
+    }
+    let criu = Path::new("/proc").join(argument);
     while is_running(&criu) {
         std::thread::sleep(THAW_POLL_INTERVAL);
     }
@@ -180,17 +203,40 @@ fn is_running(process: &Path) -> bool {
         .is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
 }
 
-/// Starts the process that thaws when CRIU has ended, whatever ends it.
-fn leave_thawer(control: &ControlDir) -> io::Result<()> {
+/// Starts the process that thaws when CRIU has ended, whatever ends it, or keeps what is paused.
+fn leave_thawer(control: &ControlDir, argument: impl AsRef<OsStr>, stdin: Stdio) -> io::Result<Child> {
     Command::new("/proc/self/exe")
         .arg0(control.join(THAWER_NAME))
-        .arg(std::os::unix::process::parent_id().to_string())
+        .arg(argument)
         .current_dir("/")
-        .stdin(Stdio::null())
+        .stdin(stdin)
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
-        .map(drop)
+}
+
+/// Lets go what was paused amid a vfork and pauses it again, as [`Freezer::freeze`] does; the keeper would, if this
+/// process were killed.
+fn freeze_kept(control: &ControlDir, freezer: &Freezer) -> io::Result<()> {
+    let mut keeper = leave_thawer(control, KEEP, Stdio::piped())?;
+    let frozen = freezer.freeze();
+    if let Some(mut word) = keeper.stdin.take() {
+        // On a failure the tasks are told to freeze as well. Should the keeper not hear it, it says it once more.
+        let _ = word.write_all(KEPT);
+    }
+    // Waited for: CRIU must be alone with the freezer when it goes on.
+    keeper.wait()?;
+    frozen
+}
+
+/// Pauses the container if the holder ends without a word.
+fn keep(mut holder: impl Read, freezer: Option<&Freezer>) -> io::Result<()> {
+    let mut word = Vec::new();
+    holder.read_to_end(&mut word)?;
+    match freezer {
+        Some(freezer) if word != KEPT => freezer.pause(),
+        _ => Ok(()),
+    }
 }
 
 /// Tells the shim why the holder makes CRIU fail; CRIU's log says only that a script did.
@@ -302,6 +348,18 @@ mod tests {
         fs::write(at("drained"), "").unwrap();
         assert_eq!(record.settle().unwrap(), Settled::Done);
         assert!(!task.wait().unwrap().success());
+    }
+
+    #[test]
+    fn a_keeper_pauses_what_a_killed_holder_let_go() {
+        let directory = tempfile::tempdir().unwrap();
+        let freezer = record(directory.path()).freezer.unwrap();
+        let state = || fs::read_to_string(directory.path().join("freezer.state")).unwrap();
+        freezer.thaw().unwrap();
+        keep(KEPT, Some(&freezer)).unwrap();
+        assert!(state().starts_with("THAWED"));
+        keep(io::empty(), Some(&freezer)).unwrap();
+        assert!(state().starts_with("FROZEN"));
     }
 
     #[test]

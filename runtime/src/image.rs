@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -193,6 +193,50 @@ fn digest(path: &Path) -> io::Result<String> {
     Ok(hasher.finalize().to_hex().to_string())
 }
 
+/// An image's directory that a dump makes, or finds.
+#[derive(Debug)]
+pub struct ImageDir {
+    path: PathBuf,
+    was_there: bool,
+}
+
+impl ImageDir {
+    /// The directory at `path`, before anything is done.
+    pub fn at(path: &Path) -> Self {
+        Self {
+            path: path.to_owned(),
+            was_there: fs::symlink_metadata(path).is_ok(),
+        }
+    }
+
+    /// Removes the directory and all in it, if the dump has made it; a part of an image is of no use. One that was there
+    /// is its owner's, and stays as it is.
+    pub fn discard(&self) {
+        if self.was_there {
+            return;
+        }
+        match fs::remove_dir_all(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                log::warn!("{} stays, with a part of an image: {error}", self.path.display());
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Bytes of the files of an image directory that describe a container, all but the pages of its memory.
+pub fn metadata_bytes(image_dir: &Path) -> io::Result<u64> {
+    fs::read_dir(image_dir)?.try_fold(0, |sum, entry| {
+        let entry = entry?;
+        let is_pages = entry.file_name().to_string_lossy().starts_with(PAGES_PREFIX);
+        Ok(if is_pages {
+            sum
+        } else {
+            sum + entry.metadata()?.len()
+        })
+    })
+}
+
 /// Bytes of all files of an image directory.
 pub fn size_bytes(image_dir: &Path) -> io::Result<u64> {
     fs::read_dir(image_dir)?.try_fold(0, |sum, entry| Ok(sum + entry?.metadata()?.len()))
@@ -201,6 +245,21 @@ pub fn size_bytes(image_dir: &Path) -> io::Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_directory_that_a_dump_has_made_is_discarded() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("image");
+        let made = ImageDir::at(&path);
+        made.discard();
+        Manifest::new("abc", NetworkOwner::Criu, false, Layer::default())
+            .write(&path)
+            .unwrap();
+        ImageDir::at(&path).discard();
+        assert!(path.join(MANIFEST).is_file(), "it was there before");
+        made.discard();
+        assert!(!path.exists());
+    }
 
     #[test]
     fn an_image_that_lacks_bytes_or_files_is_damaged() {

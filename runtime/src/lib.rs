@@ -17,6 +17,7 @@ pub mod image;
 pub mod oom;
 pub mod options;
 pub mod pages;
+pub mod processes;
 pub mod reaper;
 pub mod runc;
 pub mod spec;

@@ -17,11 +17,13 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use containerd_shim::cgroup::adjust_oom_score;
 use containerd_shim::protos::bootstrap_api::{BootstrapParams, BootstrapResult};
 use containerd_shim::protos::protobuf::Message;
 use containerd_shim::protos::protobuf::well_known_types::any::Any;
-use containerd_shim::{Flags, cgroup, socket_address};
+use containerd_shim::{Flags, socket_address};
 use godwit_runtime::bundle::Bundle;
+use godwit_runtime::cgroup;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::create_options::CreateOptions;
@@ -204,7 +206,11 @@ fn launch(
     let ready = wait_ready(&mut server).and_then(|()| {
         fs::write(bundle.join("shim.pid"), server.id().to_string())
             .context("write the shim's pid to the bundle")?;
-        cgroup::set_cgroup_and_oom_score(server.id(), shim_cgroup).context("confine the shim")
+        if !shim_cgroup.is_empty() {
+            cgroup::enter(shim_cgroup, server.id())
+                .with_context(|| format!("move the shim into the cgroup {shim_cgroup}"))?;
+        }
+        adjust_oom_score(server.id()).context("make the shim a candidate to be killed before containerd")
     });
     if ready.is_err() {
         // The first error is the one to tell.

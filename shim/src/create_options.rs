@@ -11,9 +11,9 @@ use std::path::{Path, PathBuf};
 use containerd_shim::protos::protobuf::well_known_types::any::Any;
 use containerd_shim::protos::protobuf::{CodedInputStream, Error, Message};
 use containerd_shim::protos::shim::oci::Options;
-use godwit_runtime::options::{Layer, Tcp};
+use godwit_runtime::options::{self, Layer, Tcp};
 use godwit_runtime::runc::RuncSettings;
-use toml::{Table, Value};
+use serde_json::{Map, Value};
 
 use crate::error::ShimError;
 
@@ -152,10 +152,7 @@ impl CreateOptions {
             // As containerd has it: with a file the body is not looked at.
             return Self::from_file(Path::new(&file));
         }
-        match (
-            std::str::from_utf8(&body).map(str::parse::<Table>),
-            bare(&type_url),
-        ) {
+        match (std::str::from_utf8(&body).map(options::table), bare(&type_url)) {
             (Ok(Ok(table)), _) => Self::from_table(&table),
             (_, inner @ (RUNC_TYPE | LEGACY_TYPE)) => Self::decode(Some(&Any {
                 type_url: inner.to_owned(),
@@ -184,12 +181,12 @@ impl CreateOptions {
             )));
         }
         let text = fs::read_to_string(file).map_err(|error| fail(error.to_string()))?;
-        let table = text.parse::<Table>().map_err(|error| fail(error.to_string()))?;
+        let table = options::table(&text).map_err(fail)?;
         Self::from_table(&table).map_err(|error| fail(error.to_string()))
     }
 
     /// The table of containerd's configuration, with the names that it gives the stock shim's options.
-    fn from_table(table: &Table) -> Result<Self, ShimError> {
+    fn from_table(table: &Map<String, Value>) -> Result<Self, ShimError> {
         let mut options = Self::default();
         for (name, value) in table {
             let wrong = |kind: &str| invalid(format!("option {name}: it must be {kind}"));
@@ -208,7 +205,7 @@ impl CreateOptions {
                 "criuimagepath" => options.criu_image_path = path(text()?),
                 "criuworkpath" => options.criu_work_path = path(text()?),
                 "taskapiaddress" => drop(text()?),
-                "taskapiversion" => check_version(value.as_integer().ok_or_else(|| wrong("2 or 3"))?)?,
+                "taskapiversion" => check_version(value.as_i64().ok_or_else(|| wrong("2 or 3"))?)?,
                 "typeurl" => check_inner_type(&text()?)?,
                 "configpath" if text()?.is_empty() => {}
                 _ => {
@@ -244,7 +241,7 @@ fn bare(type_url: &str) -> &str {
 }
 
 fn id_of(value: &Value) -> Option<u32> {
-    value.as_integer().and_then(|number| number.try_into().ok())
+    value.as_i64().and_then(|number| number.try_into().ok())
 }
 
 fn path(text: String) -> Option<PathBuf> {

@@ -7,11 +7,12 @@ use std::fs;
 use std::io::{self, Write};
 use std::time::SystemTime;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use containerd_shim::Flags;
 use containerd_shim::api::DeleteResponse;
 use containerd_shim::protos::protobuf::Message;
 use godwit_runtime::bundle::{Bundle, ExitRecord};
+use godwit_runtime::checkpoint;
 use godwit_runtime::control::ControlDir;
 use godwit_runtime::reaper::Reaper;
 use godwit_runtime::runc::Runc;
@@ -19,6 +20,9 @@ use godwit_runtime::runc::Runc;
 use crate::create_options::CreateOptions;
 use crate::publisher::timestamp;
 use crate::rootfs;
+
+/// Where runC binds a container's root while CRIU restores it, in its directory for the container.
+const RESTORED_ROOT: &str = "criu-root";
 
 /// Runs `delete`.
 pub(crate) fn delete(flags: &Flags) -> Result<()> {
@@ -35,6 +39,12 @@ pub(crate) fn delete(flags: &Flags) -> Result<()> {
         .enable_all()
         .build()
         .context("start the runtime")?;
+    // A restore that goes on without its shim has the container's root bound below runC's directory, and runC removes that
+    // directory with all that it finds in it.
+    let restored_root = settings.root.join(&flags.id).join(RESTORED_ROOT);
+    if let Err(error) = rootfs::unmount_now(&restored_root) {
+        bail!("{error}: the files of container {} would be removed", flags.id);
+    }
     runtime.block_on(async {
         let reaper = Reaper::start().context("start the exit dispatcher")?;
         let runc = Runc::new(settings, bundle.path(), reaper);
@@ -44,10 +54,15 @@ pub(crate) fn delete(flags: &Flags) -> Result<()> {
         }
         anyhow::Ok(())
     })?;
+    let control = ControlDir::of(&flags.namespace, &flags.id);
+    // While the root is mounted: one part of it may be there.
+    if let Err(error) = checkpoint::take_back(&control) {
+        tell(&format!("of the restore of {}: {error}", flags.id));
+    }
     if let Err(error) = rootfs::unmount_now(&bundle.join("rootfs")) {
         tell(&error.to_string());
     }
-    if let Err(error) = ControlDir::of(&flags.namespace, &flags.id).remove() {
+    if let Err(error) = control.remove() {
         tell(&format!("the control directory of {} stays: {error}", flags.id));
     }
     remove_dead_socket(&bundle);

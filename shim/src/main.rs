@@ -16,6 +16,7 @@ mod publisher;
 mod rootfs;
 mod server;
 mod service;
+mod task;
 
 use std::env;
 use std::ffi::{OsStr, OsString};
@@ -51,11 +52,11 @@ fn dispatch(arguments: &[OsString]) -> Result<()> {
     }
 }
 
-fn thaw(called_as: &Path, criu: Option<&OsString>) -> Result<()> {
-    let criu = criu
-        .and_then(|pid| pid.to_str())
+fn thaw(called_as: &Path, argument: Option<&OsString>) -> Result<()> {
+    let argument = argument
+        .and_then(|argument| argument.to_str())
         .context("the thawer needs CRIU's pid")?;
-    hold::thawer_main(called_as, criu).context("the thawer")
+    hold::thawer_main(called_as, argument).context("the thawer")
 }
 
 fn shim(called_as: &Path, arguments: &[OsString]) -> Result<()> {

@@ -46,7 +46,7 @@ pub(crate) fn serve(flags: &Flags) -> Result<()> {
         .max_blocking_threads(MAX_BLOCKING_THREADS)
         .build()
         .context("start the runtime")?;
-    runtime.block_on(run(flags, listener))
+    runtime.block_on(Box::pin(run(flags, listener)))
 }
 
 async fn run(flags: &Flags, listener: UnixListener) -> Result<()> {

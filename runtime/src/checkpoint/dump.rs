@@ -10,14 +10,15 @@ use std::time::Duration;
 
 use super::reports::Reports;
 use super::{
-    CheckpointError, Clock, Site, Step, furnish, network, write_criu_config, write_early_criu_config,
+    CheckpointError, Clock, Site, Step, furnish, network, unrestorable, write_criu_config,
+    write_early_criu_config,
 };
 use crate::control::write_atomically;
 use crate::criu::{self, DUMP_LOG};
 use crate::freezer::Freezer;
 use crate::gate::Report;
 use crate::hold::{HoldRecord, POST_DUMP, PRE_DUMP, Settled};
-use crate::image::{Manifest, NetworkOwner};
+use crate::image::{ImageDir, Manifest, NetworkOwner};
 use crate::options::{CheckpointOptions, Digests, Tcp};
 use crate::runc::RuncError;
 use crate::verdict::{self, Verdict};
@@ -36,7 +37,7 @@ pub struct DumpRequest {
     pub paused: bool,
     /// Whether the container has a terminal.
     pub terminal: bool,
-    /// An existing directory of mode 0700.
+    /// A directory of mode 0700, or where one is to be made; a dump that fails removes what it has made.
     pub image_dir: PathBuf,
     /// Where CRIU keeps logs; ours if none is given.
     pub work_dir: Option<PathBuf>,
@@ -74,6 +75,7 @@ pub enum DumpEnd {
 pub struct Dump {
     site: Site,
     request: DumpRequest,
+    image: ImageDir,
     work: PathBuf,
     record: HoldRecord,
     reports: Reports,
@@ -87,6 +89,9 @@ impl Dump {
     /// Starts runC and CRIU. On an error nothing was started.
     pub fn begin(site: Site, request: DumpRequest) -> Result<Self, CheckpointError> {
         let unready = |error: std::io::Error| CheckpointError::unready(OPERATION, &site, &error);
+        if let Some(reason) = unrestorable::reason(request.pid).map_err(unready)? {
+            return Err(CheckpointError::unready(OPERATION, &site, &reason));
+        }
         let spec = site.bundle.spec().map_err(unready)?;
         let owner = network::owner(&spec, request.pid, request.options.empty_namespaces).map_err(unready)?;
         let work = furnish(&site, "work-dump").map_err(unready)?;
@@ -108,10 +113,15 @@ impl Dump {
         };
         let json = serde_json::to_vec(&record).map_err(|error| unready(error.into()))?;
         write_atomically(&site.control.join("hold.json"), &json).map_err(unready)?;
+        let reports = Reports::listen(&site.control).map_err(unready)?;
+        // The last before the start, so that little is there to be taken back.
+        let image = ImageDir::at(&request.image_dir);
         let mut manifest = Manifest::new(&site.id, owner, request.terminal, request.options.remembered());
         manifest.lazy = record.drained.is_some();
-        manifest.write(&request.image_dir).map_err(unready)?;
-        let reports = Reports::listen(&site.control).map_err(unready)?;
+        manifest
+            .write(&request.image_dir)
+            .inspect_err(|_| image.discard())
+            .map_err(unready)?;
         let options = &request.options;
         let call = site
             .runc
@@ -132,11 +142,13 @@ impl Dump {
             .arg(&site.id);
         let running = call
             .spawn()
+            .inspect_err(|_| image.discard())
             .map_err(|error| CheckpointError::unready(OPERATION, &site, &error))?;
         let call = Box::pin(running.wait(DUMP_DEADLINE));
         Ok(Self {
             site,
             request,
+            image,
             work,
             record,
             reports,
@@ -240,9 +252,12 @@ impl Dump {
     }
 
     fn failure(&self, error: &RuncError) -> CheckpointError {
-        if let Some(reason) = &self.refusal {
-            return CheckpointError::unready(OPERATION, &self.site, reason);
-        }
-        CheckpointError::failed(OPERATION, &self.site, &self.work, DUMP_LOG, error)
+        let error = match &self.refusal {
+            Some(reason) => CheckpointError::unready(OPERATION, &self.site, reason),
+            None => CheckpointError::failed(OPERATION, &self.site, &self.work, DUMP_LOG, error),
+        };
+        // After the log is kept, which may lie in it.
+        self.image.discard();
+        error
     }
 }

@@ -16,6 +16,9 @@ use crate::runc::RuncError;
 /// Where CRIU's logs of failures are kept: the last of each container and kind.
 const LOG_DIR: &str = "/var/log/godwit";
 
+/// What to do about a CRIU that does not come to an end.
+const DAMAGED: &str = "the image is damaged, as a rule: restore from another, or make a new one";
+
 /// A dump or restore that failed.
 #[derive(Debug, Error)]
 pub enum CheckpointError {
@@ -72,17 +75,36 @@ impl CheckpointError {
         log_name: &str,
         error: &RuncError,
     ) -> Self {
-        let written = work.join(log_name);
-        let cause = criu::cause(&written);
-        let kept = keep_log(site, &written, log_name);
-        if let Err(reason) = &kept {
-            log::warn!("CRIU's log of container {} could not be kept: {reason}", site.id);
-        }
-        let (cause, remedy) = match cause {
+        let (cause, remedy) = match criu::cause(&work.join(log_name)) {
             Some(Cause { text, remedy }) => (text, remedy),
             None => (error.to_string(), None),
         };
-        let log = kept.ok().flatten();
+        Self::told(operation, site, work, log_name, cause, remedy)
+    }
+
+    /// CRIU was ended because of `reason`; its log is `log_name` in `work`.
+    pub(super) fn given_up(
+        operation: &'static str,
+        site: &Site,
+        work: &Path,
+        log_name: &str,
+        reason: String,
+    ) -> Self {
+        Self::told(operation, site, work, log_name, reason, Some(DAMAGED))
+    }
+
+    fn told(
+        operation: &'static str,
+        site: &Site,
+        work: &Path,
+        log_name: &str,
+        cause: String,
+        remedy: Option<&'static str>,
+    ) -> Self {
+        let log = keep_log(site, &work.join(log_name), log_name).unwrap_or_else(|reason| {
+            log::warn!("CRIU's log of container {} could not be kept: {reason}", site.id);
+            None
+        });
         Self::Failed {
             operation,
             id: site.id.clone(),

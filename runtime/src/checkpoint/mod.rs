@@ -7,10 +7,11 @@
 pub mod dump;
 mod failure;
 pub mod lazy;
-mod mapped;
+mod lent;
 mod network;
 mod reports;
 pub mod restore;
+mod unrestorable;
 
 use std::fs;
 use std::io;
@@ -21,10 +22,10 @@ use std::time::{Duration, Instant};
 use serde_json::{Map, Value};
 
 pub use self::failure::CheckpointError;
+pub use self::lent::take_back;
 use crate::bundle::Bundle;
 use crate::control::{ControlDir, write_atomically};
 use crate::runc::Runc;
-use crate::spec::Spec;
 use crate::{criu, gate, hold, pages::pager};
 
 /// A container as dump and restore see it.
@@ -142,27 +143,6 @@ fn resolve_source(mount: &mut Value) {
         && let Ok(real) = source.canonicalize()
     {
         mount["source"] = Value::String(real.display().to_string());
-    }
-}
-
-/// A directory which CRIU needs for a moment in a container's root and could not make itself; removed when dropped.
-struct PutRoot(PathBuf);
-
-impl PutRoot {
-    /// CRIU leaves the host's root by way of `/tmp`, or else of a directory that it makes. In a root that is read-only
-    /// it cannot make one; here, outside, the root can still be written, unless its very mount is read-only.
-    fn make(bundle: &Bundle, spec: &Spec) -> Option<Self> {
-        let path = bundle.root_path(spec).join("tmp");
-        // Lazily: one that was not made here must not be dropped either.
-        (spec.root_is_read_only() && fs::create_dir(&path).is_ok()).then(|| Self(path))
-    }
-}
-
-impl Drop for PutRoot {
-    fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir(&self.0) {
-            log::warn!("{} stays: {error}", self.0.display());
-        }
     }
 }
 
@@ -299,26 +279,6 @@ mod tests {
         assert_eq!(mounts[1]["source"], at("real").display().to_string());
         assert_eq!(mounts[2]["source"], "proc");
         assert_eq!(mounts[3]["source"], at("lost").display().to_string());
-    }
-
-    #[test]
-    fn a_read_only_root_has_a_tmp_while_it_is_restored() {
-        let (directory, bundle) = bundle_with("{}");
-        fs::create_dir(directory.path().join("rootfs")).unwrap();
-        let tmp = directory.path().join("rootfs/tmp");
-        let spec = |readonly: bool| -> Spec {
-            let root = serde_json::json!({ "path": "rootfs", "readonly": readonly });
-            serde_json::from_value(serde_json::json!({ "ociVersion": "1.2.0", "root": root })).unwrap()
-        };
-        let made = PutRoot::make(&bundle, &spec(true)).unwrap();
-        assert!(tmp.is_dir());
-        assert!(
-            PutRoot::make(&bundle, &spec(true)).is_none(),
-            "it is somebody else's"
-        );
-        drop(made);
-        assert!(!tmp.exists());
-        assert!(PutRoot::make(&bundle, &spec(false)).is_none());
     }
 
     #[test]

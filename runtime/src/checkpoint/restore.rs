@@ -6,29 +6,47 @@
 //! shut, and runC and CRIU clean up.
 
 use std::collections::HashMap;
+use std::fs;
 use std::future::Future;
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use tokio::time::{Interval, MissedTickBehavior, interval, timeout};
 
 use super::lazy::Arrival;
-use super::mapped::Opened;
+use super::lent::Lent;
 use super::reports::{Reporter, Reports};
-use super::{
-    CheckpointError, Clock, PutRoot, Site, Step, furnish, network, prepare_restore, write_criu_config,
-};
+use super::{CheckpointError, Clock, Site, Step, furnish, network, prepare_restore, write_criu_config};
 use crate::control::write_atomically;
 use crate::criu::RESTORE_LOG;
 use crate::gate::{GateRecord, Report};
 use crate::hold::{HoldRecord, POST_RESTORE};
-use crate::image::{Manifest, NetworkOwner};
+use crate::image::{Manifest, NetworkOwner, metadata_bytes};
 use crate::options::{CheckpointOptions, Layer, Tcp};
+use crate::processes::Doomed;
 use crate::runc::{RuncError, Streams};
 use crate::spec::Spec;
 
-/// A terabyte of memory at the rate of a slow disk, or an engine that is slow to start what it has created, or a
-/// commit that waits for a source that is being repaired: beyond that somebody has forgotten it.
-const RESTORE_DEADLINE: Duration = Duration::from_secs(24 * 3600);
+/// A commit that waits for a source that is being repaired: beyond that somebody has forgotten it.
+const RESUME_DEADLINE: Duration = Duration::from_secs(24 * 3600);
+
+/// A terabyte of memory at the rate of a slow disk. While CRIU itself is at work it waits for nobody, and hangs if it
+/// takes longer.
+const WORK_DEADLINE: Duration = Duration::from_secs(3600);
+
+/// CRIU's log describes what the image's metadata describes. Of a small container it has some hundred kilobytes; a restore
+/// that goes round in circles writes some hundred megabytes a second, to memory as a rule.
+const LOG_FLOOR_BYTES: u64 = 64 << 20;
+
+/// A run of memory pages has ten bytes in the metadata, and some two hundred in the log.
+const LOG_PER_METADATA_BYTE: u64 = 32;
+
+/// runC has a cgroup to remove when CRIU is gone.
+const CLEAN_UP_DEADLINE: Duration = Duration::from_secs(30);
+
+/// How often its size is looked at.
+const LOG_CHECK_INTERVAL: Duration = Duration::from_millis(250);
 
 const OPERATION: &str = "restore";
 
@@ -59,12 +77,15 @@ pub struct Restore {
     work: PathBuf,
     reports: Reports,
     gate: Option<Reporter>,
+    /// runC's pid.
+    runc_pid: i32,
+    log_limit: u64,
+    log_check: Interval,
     call: Pin<Box<dyn Future<Output = Result<(), RuncError>> + Send>>,
     clock: Clock,
     arrival: Option<Arrival>,
-    /// The image, readable to the container's root while it is restored.
-    _opened: Option<Opened>,
-    _put_root: Option<PutRoot>,
+    /// The image, readable to the container's root while it is restored, and more.
+    _lent: Lent,
 }
 
 impl Restore {
@@ -88,6 +109,11 @@ impl Restore {
         {
             return Err(refuse(
                 "one of the image and the new container has a terminal and the other has none",
+            ));
+        }
+        if manifest.as_ref().is_some_and(|manifest| manifest.lazy) && request.lazy.is_none() {
+            return Err(refuse(
+                "most of its memory is not in the image: it was dumped for a move, whose agents bring it",
             ));
         }
         // Another shim's image: Docker has them dump without the network, which the engine then makes.
@@ -119,8 +145,9 @@ impl Restore {
             write_atomically(&site.control.join(name), &json).map_err(unready)?;
         }
         prepare_restore(&site.bundle, &site.control).map_err(unready)?;
-        let opened = Opened::to_root_of(&spec, &request.image_dir).map_err(unready)?;
-        let put_root = PutRoot::make(&site.bundle, &spec);
+        let metadata = metadata_bytes(&request.image_dir).map_err(unready)?;
+        let log_limit = LOG_FLOOR_BYTES.saturating_add(metadata.saturating_mul(LOG_PER_METADATA_BYTE));
+        let lent = Lent::lend(&site.control, &site.bundle, &spec, &request.image_dir).map_err(unready)?;
         let reports = Reports::listen(&site.control).map_err(unready)?;
         // Before runC: CRIU connects to it before it makes the first task.
         let arrival = request
@@ -153,24 +180,31 @@ impl Restore {
         let running = call
             .spawn()
             .map_err(|error| CheckpointError::unready(OPERATION, &site, &error))?;
-        let call = Box::pin(running.wait(RESTORE_DEADLINE));
+        let runc_pid = running.pid();
+        // Each part has a deadline of its own, after which CRIU is ended too; the engine's Start is the engine's affair.
+        let call = Box::pin(running.wait(Duration::MAX));
+        let mut log_check = interval(LOG_CHECK_INTERVAL);
+        log_check.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Ok(Self {
             site,
             work,
             reports,
             gate: None,
+            runc_pid,
+            log_limit,
+            log_check,
             call,
             clock: Clock::start(),
             arrival,
-            _opened: opened,
-            _put_root: put_root,
+            _lent: lent,
         })
     }
 
     /// Returns the pid of the container's first process when its namespaces stand.
     pub async fn gated(&mut self) -> Result<i32, CheckpointError> {
+        let began = Instant::now();
         loop {
-            match self.next().await? {
+            match self.next(began, WORK_DEADLINE).await? {
                 Some((Report::Gate { pid }, reporter)) => {
                     self.clock.mark("namespaces");
                     if let Some(arrival) = &self.arrival {
@@ -203,8 +237,9 @@ impl Restore {
 
     /// Returns when everything is restored and nothing runs, with what the steps took.
     pub async fn held(&mut self) -> Result<Vec<Step>, CheckpointError> {
+        let began = Instant::now();
         loop {
-            match self.next().await? {
+            match self.next(began, WORK_DEADLINE).await? {
                 Some((Report::Hold { action }, _)) if action == POST_RESTORE => {
                     self.clock.mark("restore");
                     if let Some(arrival) = &self.arrival {
@@ -220,23 +255,59 @@ impl Restore {
 
     /// Returns when the container runs, with what the steps since `held` took and the memory that is still to come.
     pub async fn end(mut self) -> Result<(Vec<Step>, Option<Arrival>), CheckpointError> {
-        while self.next().await?.is_some() {}
+        let began = Instant::now();
+        while self.next(began, RESUME_DEADLINE).await?.is_some() {}
         self.clock.mark("resume");
         Ok((self.clock.steps, self.arrival))
     }
 
-    /// The next report, or `None` when runC has succeeded.
-    async fn next(&mut self) -> Result<Option<(Report, Reporter)>, CheckpointError> {
-        tokio::select! {
-            biased;
-            report = self.reports.next() => {
-                report.map(Some).map_err(|error| CheckpointError::unready(OPERATION, &self.site, &error))
+    /// The next report, or `None` when runC has succeeded. A restore that goes round in circles, or takes longer than is
+    /// `allowed`, is ended.
+    async fn next(
+        &mut self,
+        began: Instant,
+        allowed: Duration,
+    ) -> Result<Option<(Report, Reporter)>, CheckpointError> {
+        loop {
+            tokio::select! {
+                biased;
+                report = self.reports.next() => {
+                    return report
+                        .map(Some)
+                        .map_err(|error| CheckpointError::unready(OPERATION, &self.site, &error));
+                }
+                result = &mut self.call => return match result {
+                    Ok(()) => Ok(None),
+                    Err(error) => Err(self.failure(&error)),
+                },
+                _ = self.log_check.tick() => {}
             }
-            result = &mut self.call => match result {
-                Ok(()) => Ok(None),
-                Err(error) => Err(self.failure(&error)),
-            },
+            // Absent until CRIU has begun.
+            let written = fs::metadata(self.work.join(RESTORE_LOG)).map_or(0, |log| log.len());
+            if written > self.log_limit {
+                let reason = format!(
+                    "CRIU goes round in circles: its log has {} MiB where {} are enough",
+                    written >> 20,
+                    self.log_limit >> 20
+                );
+                return Err(self.give_up(reason).await);
+            }
+            if began.elapsed() >= allowed {
+                let reason = format!("it has not come to an end within {allowed:?}");
+                return Err(self.give_up(reason).await);
+            }
         }
+    }
+
+    /// Ends CRIU and what it has restored so far; runC then fails and cleans up.
+    async fn give_up(&mut self, reason: String) -> CheckpointError {
+        if let Err(error) = Doomed::below(self.runc_pid).end().await {
+            log::warn!("of the restore of container {}: {error}", self.site.id);
+        }
+        if timeout(CLEAN_UP_DEADLINE, &mut self.call).await.is_err() {
+            log::warn!("runc restore of container {} does not end", self.site.id);
+        }
+        CheckpointError::given_up(OPERATION, &self.site, &self.work, RESTORE_LOG, reason)
     }
 
     fn failure(&self, error: &RuncError) -> CheckpointError {

@@ -9,6 +9,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use thiserror::Error;
 
 use super::{CgroupsMode, Digests, EmptyNamespaces, NetworkLock, Tcp};
@@ -111,7 +112,8 @@ impl HostLayers {
 
     /// What the text of the file says, or what is wrong with it.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let layers: Self = toml::from_str(text).map_err(|error| error.to_string())?;
+        let table = Value::Object(table(text)?);
+        let layers: Self = serde_json::from_value(table).map_err(|error| error.to_string())?;
         layers.checkpoint.check()?;
         let restore = layers
             .restore
@@ -222,15 +224,21 @@ fn read_annotations(
 
 /// The layer that says `option` only. Annotations have no types: what looks like a number or a truth value is one.
 fn one(option: &str, value: &str) -> Result<Layer, String> {
-    let value = match (value, value.parse()) {
-        ("true", _) => toml::Value::Boolean(true),
-        ("false", _) => toml::Value::Boolean(false),
-        (_, Ok(number)) => toml::Value::Integer(number),
-        _ => toml::Value::String(value.to_owned()),
+    let value = match (value, value.parse::<i64>()) {
+        ("true", _) => Value::Bool(true),
+        ("false", _) => Value::Bool(false),
+        (_, Ok(number)) => number.into(),
+        _ => value.into(),
     };
-    toml::Table::from_iter([(option.to_owned(), value)])
-        .try_into()
-        .map_err(|error: toml::de::Error| error.message().to_owned())
+    let layer = Value::Object(Map::from_iter([(option.to_owned(), value)]));
+    serde_json::from_value(layer).map_err(|error| error.to_string())
+}
+
+/// The table that a TOML text is, or what is wrong with it. Dates are not understood: no option is one.
+///
+/// Every TOML that the shim reads goes this one way, into the values that it has in its memory anyway for JSON.
+pub fn table(text: &str) -> Result<Map<String, Value>, String> {
+    basic_toml::from_str(text).map_err(|error| error.to_string())
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use self::layer::{
-    ANNOTATION_PREFIX, HOST_FILE, HostLayers, Layer, OptionsError, RESTORE_ANNOTATION_PREFIX,
+    ANNOTATION_PREFIX, HOST_FILE, HostLayers, Layer, OptionsError, RESTORE_ANNOTATION_PREFIX, table,
 };
 
 /// What becomes of established TCP connections.

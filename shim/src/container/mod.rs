@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::error::ShimError;
 use crate::publisher::Publisher;
+use crate::task;
 
 pub(crate) use command::{Command, Delivery, DumpOrder, Finished, Reply};
 
@@ -80,7 +81,7 @@ impl Registry {
                 id: request.id.clone(),
             };
             let owner = owner::run(shim.clone(), request, reply, commands);
-            tokio::spawn(async move {
+            task::spawn(async move {
                 let _forgotten = forgotten;
                 owner.await;
             });

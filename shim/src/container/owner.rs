@@ -27,7 +27,6 @@ use godwit_runtime::oom::{OomKills, OomWatch};
 use godwit_runtime::reaper::Exit;
 use log::{error, warn};
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinSet;
 
 use super::Shim;
 use super::command::{Command, Delivery, Finished, Held, Reply};
@@ -40,6 +39,7 @@ use super::restore::{Exchange, PendingRestore};
 use crate::error::{ShimError, failed};
 use crate::io::{Pending, ProcessIo};
 use crate::publisher::timestamp;
+use crate::task::{self, Tasks};
 
 /// The end of an operation, or of a process.
 enum Happening {
@@ -123,7 +123,7 @@ struct Owner {
     memory: Option<Lease>,
     /// Who waits for the end of a held dump or restore.
     finish_waiters: Vec<Reply<Finished>>,
-    happenings: JoinSet<Happening>,
+    happenings: Tasks<Happening>,
 }
 
 /// Creates the container, answers, and then serves it until it is deleted.
@@ -142,8 +142,7 @@ pub(super) async fn run(
             // A creation that awaits no image drops its end; that is an answer too, and there is only one.
             let mut may_await = true;
             let exchange = Exchange { awaited, delivery };
-            let mut creation =
-                tokio::spawn(create::create(owner.identity.clone(), request.clone(), exchange));
+            let mut creation = task::spawn(create::create(owner.identity.clone(), request.clone(), exchange));
             let created = loop {
                 tokio::select! {
                     created = &mut creation => break created.unwrap_or_else(|error| Err(failed("create")(error))),
@@ -195,7 +194,7 @@ impl Owner {
             restore: None,
             memory: None,
             finish_waiters: Vec::new(),
-            happenings: JoinSet::new(),
+            happenings: Tasks::new(),
         })
     }
 

@@ -29,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::error::{ShimError, failed};
+use crate::task::boxed;
 use input::InputHold;
 use logger::{Logger, LoggerInputs};
 use output::{Course, Hold, Sink};
@@ -269,12 +270,12 @@ impl ProcessIo {
     fn copy_in(&self, path: &Path, to: Arc<Descriptor>) -> Result<(), ShimError> {
         let from = input::open(path, &self.0.stdin)?;
         let cancelled = self.0.cancel.clone().cancelled_owned();
-        self.0.inputs.spawn(async move {
+        self.0.inputs.spawn(boxed(async move {
             tokio::select! {
                 () = cancelled => {}
                 () = input::copy(&from, &to) => {}
             }
-        });
+        }));
         Ok(())
     }
 
@@ -287,12 +288,12 @@ impl ProcessIo {
             locked(&self.0.holds).push(hold.clone());
         }
         let (cancelled, course) = (self.0.cancel.clone().cancelled_owned(), self.0.course.clone());
-        self.0.outputs.spawn(async move {
+        self.0.outputs.spawn(boxed(async move {
             tokio::select! {
                 () = cancelled => {}
                 () = output::copy(&from, sink, course) => {}
             }
-        });
+        }));
         Ok(())
     }
 }

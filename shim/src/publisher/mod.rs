@@ -22,6 +22,7 @@ use log::{error, info, warn};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
+use crate::task;
 use connection::{Connection, ForwardError};
 
 /// Events that wait for containerd, a few hundred bytes each: some MB at worst.
@@ -41,8 +42,9 @@ const LAST_PAUSE: Duration = Duration::from_secs(2);
 /// How long containerd has been back before events are sent: gRPC clients come back within 3 s and some jitter.
 const LISTENERS_RETURN: Duration = Duration::from_secs(5);
 
-/// When the shim ends, what is queued may still be delivered for this long; containerd no longer needs it to go on.
-const DRAIN_DEADLINE: Duration = Duration::from_secs(8);
+/// When the shim ends, what is queued may still be delivered for this long. A containerd that starts deletes the tasks that
+/// ended without it before it takes events, and may have much to load in between; [`LISTENERS_RETURN`] comes on top.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(60);
 
 /// The package of the messages that describe events, and of the one that describes a process.
 const EVENTS_PACKAGE: &str = "containerd.events";
@@ -67,7 +69,7 @@ impl Publisher {
     pub(crate) fn start(namespace: &str, address: &str) -> Self {
         let (queue, events) = mpsc::channel(QUEUE_BOUND);
         let path = PathBuf::from(address.strip_prefix("unix://").unwrap_or(address));
-        tokio::spawn(send_all(Link::to(path), events));
+        task::spawn(send_all(Link::to(path), events));
         Self {
             namespace: namespace.to_owned(),
             queue,
@@ -289,6 +291,20 @@ mod tests {
         publisher.drain().await;
         let arrived: Vec<u32> = std::iter::from_fn(|| pids.try_recv().ok()).collect();
         assert_eq!(arrived, (0..50).collect::<Vec<_>>());
+    }
+
+    #[tokio::test]
+    async fn a_shim_that_ends_before_containerd_takes_events_again_delivers_its_last() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("events");
+        let publisher = Publisher::start("moby", path.to_str().unwrap());
+        publisher.publish(&start_of(7));
+        let back = async {
+            sleep(Duration::from_secs(4)).await;
+            containerd(&path).await
+        };
+        let ((_server, mut pids), ()) = tokio::join!(back, publisher.drain());
+        assert_eq!(pids.try_recv().unwrap(), 7);
     }
 
     #[tokio::test]

@@ -5,7 +5,7 @@
 //! never ran, and an engine that saw it "exit" might apply its restart policy and start a second copy afresh.
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::SystemTime;
 
 use containerd_shim::protos::events::task as events;
 use godwit_runtime::bundle::ExitRecord;
@@ -16,10 +16,9 @@ use godwit_runtime::checkpoint::{CheckpointError, Site, Step};
 use godwit_runtime::freezer::Freezer;
 use godwit_runtime::image;
 use godwit_runtime::options::{CheckpointOptions, Layer};
-use godwit_runtime::reaper::{End, Exit, Reaper};
+use godwit_runtime::processes::Doomed;
+use godwit_runtime::reaper::{End, Exit};
 use log::{info, warn};
-use tokio::task::spawn_blocking;
-use tokio::time::sleep;
 
 use super::super::command::{DumpOrder, Finished, Held, Reply};
 use super::super::lifecycle::{Event, Lifecycle};
@@ -28,12 +27,6 @@ use super::{Happening, Owner};
 use crate::error::ShimError;
 use crate::io::{Pending, ProcessIo};
 use crate::options::CheckpointOrder;
-
-/// A killed process ends at once, unless it waits for a device.
-const EXEC_END_DEADLINE: Duration = Duration::from_secs(10);
-
-/// How often it is looked whether it has; the container does not stand still meanwhile.
-const EXEC_END_INTERVAL: Duration = Duration::from_millis(5);
 
 impl Owner {
     /// The task API's Checkpoint: dump into a directory, then stop or go on.
@@ -345,7 +338,6 @@ impl Owner {
             site: self.identity.site(),
             init: self.init.pid.cast_signed(),
             paused: self.lifecycle == Lifecycle::Paused,
-            reaper: self.shim.reaper.clone(),
             pids: pids.map(|exec| exec.process.pid.cast_signed()).collect(),
         };
         Ok((options, doomed))
@@ -405,44 +397,28 @@ struct DoomedExecs {
     site: Site,
     init: i32,
     paused: bool,
-    reaper: Reaper,
     pids: Vec<i32>,
 }
 
 impl DoomedExecs {
-    /// Kills them and waits for their end.
+    /// Kills them with all that descends from them or is in their sessions, and waits for their end. What an exec has
+    /// left behind when it ended, or has made independent of itself, is the container's by now, and stays.
     async fn end(self) -> Result<(), CheckpointError> {
         if self.pids.is_empty() {
             return Ok(());
         }
-        for pid in &self.pids {
-            self.reaper.kill(*pid, nix::libc::SIGKILL);
-        }
         let unready = |error: std::io::Error| CheckpointError::unready("dump", &self.site, &error);
+        let mut doomed = Doomed::sessions_of(&self.pids);
         if !self.paused {
-            return self.ended().await.map_err(unready);
+            return doomed.end().await.map_err(unready);
         }
         // What is frozen dies only when it thaws, and containerd pauses a container before each checkpoint.
+        doomed.kill().map_err(unready)?;
         let freezer = Freezer::of(self.init).map_err(unready)?;
         freezer.thaw().map_err(unready)?;
-        let ended = self.ended().await;
-        let frozen = spawn_blocking(move || freezer.freeze()).await;
-        ended.map_err(unready)?;
-        frozen.map_err(std::io::Error::other).flatten().map_err(unready)
-    }
-
-    async fn ended(&self) -> std::io::Result<()> {
-        let deadline = Instant::now() + EXEC_END_DEADLINE;
-        for pid in &self.pids {
-            // The reaper knows only children that are not reaped: a signal of 0 asks it.
-            while self.reaper.kill(*pid, 0) {
-                if Instant::now() >= deadline {
-                    let reason = format!("process {pid} of an exec does not end, though it was killed");
-                    return Err(std::io::Error::new(std::io::ErrorKind::TimedOut, reason));
-                }
-                sleep(EXEC_END_INTERVAL).await;
-            }
-        }
-        Ok(())
+        let ended = doomed.end().await;
+        // The holder waits until all tasks have frozen.
+        freezer.pause().map_err(unready)?;
+        ended.map_err(unready)
     }
 }

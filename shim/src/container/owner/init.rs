@@ -1,16 +1,18 @@
 //! The init of a container: start, freeze, kill, update, delete, and its end.
 
 use std::fs;
+use std::pin::pin;
 use std::time::Duration;
 
 use containerd_shim::api::{DeleteResponse, UpdateTaskRequest};
 use containerd_shim::protos::events::task as events;
 use godwit_runtime::bundle::ExitRecord;
+use godwit_runtime::freezer::Freezer;
 use godwit_runtime::reaper::Exit;
 use godwit_runtime::runc::RuncError;
 use log::{error, warn};
 use serde_json::Value;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::super::command::Reply;
 use super::super::identity::Identity;
@@ -21,6 +23,10 @@ use crate::error::{ShimError, failed};
 /// With its init gone, the kernel kills what else runs in a container; its exit is told after theirs, but not later
 /// than this.
 const EXECS_DEADLINE: Duration = Duration::from_secs(2);
+
+/// How long runC may take to kill. On cgroup v1 it thaws what is paused, and waits without end where the freezer hangs
+/// half-way because a task waits for a device or a file server; such a wait a SIGKILL may well end.
+const FREEZING_PATIENCE: Duration = Duration::from_secs(2);
 
 impl Owner {
     pub(super) fn start(&mut self, reply: Reply<u32>) {
@@ -97,8 +103,22 @@ impl Owner {
             return drop(reply.send(Ok(())));
         }
         let Identity { id, runc, .. } = self.identity.clone();
+        let pid = self.init.pid.cast_signed();
         self.happenings.spawn(async move {
-            let _ = reply.send(runc.kill(&id, signal, all).await.map_err(kill_error));
+            let mut kill = pin!(runc.kill(&id, signal, all));
+            let killed = match timeout(FREEZING_PATIENCE, &mut kill).await {
+                Ok(killed) => killed,
+                Err(_) => {
+                    // Only what is to die anyway is let go for it; runC would do so itself.
+                    if signal == nix::libc::SIGKILL.unsigned_abs()
+                        && let Err(error) = Freezer::of(pid).and_then(|freezer| freezer.thaw())
+                    {
+                        warn!("container {id}, which is killed, may be frozen still: {error}");
+                    }
+                    kill.await
+                }
+            };
+            let _ = reply.send(killed.map_err(kill_error));
             Happening::Nothing
         });
     }
