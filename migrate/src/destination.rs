@@ -12,7 +12,6 @@ use godwit_runtime::delta;
 use godwit_runtime::verdict::Verdict;
 use tokio::time::{sleep, timeout};
 
-use crate::checks;
 use crate::clock::Clock;
 use crate::container_log::Reserve;
 use crate::deadlines;
@@ -27,6 +26,7 @@ use crate::made::{Made, start_ended};
 use crate::message::{Message, Offer, Purpose};
 use crate::phase::{Phase, Role};
 use crate::places::MigrationId;
+use crate::plan;
 use crate::progress::Observer;
 use crate::recovery;
 use crate::run::{self, Boxed, ForwardRow, Row, Side};
@@ -163,28 +163,10 @@ impl Destination {
             other => return Err(self.link.out_of_turn(&other)),
         };
         let host = Arc::clone(&self.host);
-        let look = async {
-            let mut objections = checks::tools(&host.tools).await;
-            objections.extend(checks::room(&host, offer.memory_bytes, 2));
-            objections.extend(checks::cgroups(
-                &offer.container,
-                offer.cgroup_version,
-                checks::cgroup_version(),
-            ));
-            objections.extend(host.engine.objections(&offer.container).await?);
-            Ok((
-                objections,
-                host.engine.has_image(&offer.container.image_id).await?,
-            ))
-        };
-        let (objections, image_here) = self.link.during(look).await?;
+        let answer = self.link.during(plan::judge(&host, &offer)).await?;
         self.offer = Some(offer);
-        self.image_wanted = !image_here;
-        let answer = Message::Answer {
-            objections,
-            image_wanted: self.image_wanted,
-        };
-        self.link.send(answer).await?;
+        self.image_wanted = answer.image_wanted;
+        self.link.send(Message::Answer(Box::new(answer))).await?;
         match self.link.receive("prepare", deadlines::PLAN).await? {
             Message::Prepare => Ok(()),
             other => Err(self.link.out_of_turn(&other)),
@@ -375,7 +357,7 @@ impl Destination {
     async fn receive_image(&mut self) -> Result<(), Problem> {
         let since = Instant::now();
         let directory = self.image_dir();
-        let room = checks::free_bytes(&directory)
+        let room = crate::checks::room::free_bytes(&directory)
             .map_err(|error| Problem::io("the image directory", &error.into()))?;
         self.link
             .receive_bulk_blocking(move |input| {

@@ -6,13 +6,16 @@
 use godwit_runtime::verdict::Verdict;
 use serde::{Deserialize, Serialize};
 
+use crate::checks::facts::Facts;
 use crate::clock::Step;
+use crate::doctor::Health;
 use crate::engine::Container;
 use crate::failure::Failure;
+use crate::finding::Finding;
 use crate::places::MigrationId;
 
 /// The versions of the protocol that this release speaks, best first.
-pub const VERSIONS: &[u32] = &[1];
+pub const VERSIONS: &[u32] = &[2];
 
 /// Why an agent connects to another.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +36,10 @@ pub enum Intent {
         /// The move that was committed.
         migration: MigrationId,
     },
+    /// To hear what would stop a move there; nothing is moved.
+    Plan,
+    /// To hear how the host is.
+    Doctor,
 }
 
 /// What a bulk stream carries.
@@ -57,8 +64,26 @@ pub struct Offer {
     pub container: Container,
     /// Memory that its image will need, about.
     pub memory_bytes: u64,
-    /// The version of the source's cgroups, 1 or 2.
-    pub cgroup_version: u8,
+    /// What its writable layer holds, about.
+    pub files_bytes: u64,
+    /// What its image's layers hold; 0 if the engine does not say.
+    pub image_bytes: u64,
+    /// The profile of AppArmor or label of `SELinux` that it runs under.
+    pub security_profile: Option<String>,
+    /// The host it is on.
+    pub source: Facts,
+}
+
+/// What a destination says to an offer.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Answer {
+    /// Everything found; it is willing if none is a problem.
+    pub findings: Vec<Finding>,
+    /// The image is not there and must be sent.
+    pub image_wanted: bool,
+    /// The destination.
+    pub facts: Facts,
 }
 
 /// A control message.
@@ -80,12 +105,7 @@ pub enum Message {
     /// Plan: the container.
     Offer(Box<Offer>),
     /// Plan: every reason why not.
-    Answer {
-        /// Empty: the destination is willing.
-        objections: Vec<String>,
-        /// The image is not there and must be sent.
-        image_wanted: bool,
-    },
+    Answer(Box<Answer>),
     /// Prepare: make it.
     Prepare,
     /// Prepare: the container is made, and if a log is wanted it comes now, before the engine's start.
@@ -127,6 +147,8 @@ pub enum Message {
     },
     /// The answer to `TellCommitted` while the destination is still at it.
     Pending,
+    /// The answer to `Doctor`.
+    Health(Box<Health>),
 }
 
 impl Message {
@@ -136,7 +158,7 @@ impl Message {
             Self::Hello { .. } => "hello",
             Self::Welcome { .. } => "welcome",
             Self::Offer(_) => "offer",
-            Self::Answer { .. } => "answer",
+            Self::Answer(_) => "answer",
             Self::Prepare => "prepare",
             Self::Made { .. } => "made",
             Self::Prepared => "prepared",
@@ -150,6 +172,7 @@ impl Message {
             Self::Failed(_) => "failed",
             Self::Verdict { .. } => "verdict",
             Self::Pending => "pending",
+            Self::Health(_) => "health",
         }
     }
 }

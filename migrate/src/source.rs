@@ -13,24 +13,24 @@ use godwit_runtime::control::create_private_dir;
 use godwit_runtime::delta::{self, Index};
 use godwit_runtime::verdict::Verdict;
 
-use crate::checks;
 use crate::clock::{Bytes, Clock, Outcome, Report};
-use crate::connections;
 use crate::container_log::Tail;
 use crate::deadlines;
 use crate::engine::Container;
 use crate::failure::{Cause, Failure, Problem};
+use crate::finding;
 use crate::host::Host;
 use crate::image_stream;
 use crate::journal::{Journal, Mark, Opened};
 use crate::link::Link;
-use crate::message::{Intent, Message, Offer, Purpose, VERSIONS};
+use crate::message::{Intent, Message, Purpose, VERSIONS};
 use crate::phase::{Phase, Role};
 use crate::places::MigrationId;
+use crate::plan;
 use crate::progress::Observer;
 use crate::recovery;
 use crate::run::{self, Boxed, ForwardRow, Row, Side};
-use crate::shim::{SHIM_PROTOCOL, ShimClient};
+use crate::shim::ShimClient;
 
 /// Rounds of files before the freeze at most: a container that writes faster than the link would go on for ever.
 const MAX_SYNC_ROUNDS: u32 = 4;
@@ -187,83 +187,18 @@ impl Source {
 
     /// Asks both hosts for every reason why not, and only then says no.
     async fn plan(&mut self) -> Result<(), Problem> {
-        let (mut objections, memory_bytes) = self.own_objections().await?;
-        let offer = Offer {
-            container: self.container.clone(),
-            memory_bytes,
-            cgroup_version: checks::cgroup_version(),
-        };
-        self.link.send(Message::Offer(Box::new(offer))).await?;
-        match self.link.receive("answer", deadlines::PLAN).await? {
-            Message::Answer {
-                objections: theirs,
-                image_wanted,
-            } => {
-                let peer = self.link.peer();
-                objections.extend(theirs.into_iter().map(|objection| format!("{peer}: {objection}")));
-                self.image_wanted = image_wanted;
-            }
-            other => return Err(self.link.out_of_turn(&other)),
-        }
+        let own = plan::look(&self.host, &self.container).await?;
+        self.shim = own.shim;
+        self.upper = own.upper;
+        let answer = plan::ask(&mut self.link, own.offer).await?;
+        self.image_wanted = answer.image_wanted;
+        let theirs = finding::on(self.link.peer(), answer.findings);
+        let objections = finding::problems(&[own.findings, theirs].concat());
         if objections.is_empty() {
             Ok(())
         } else {
             Err(Problem::Here(Cause::Refused(objections)))
         }
-    }
-
-    async fn own_objections(&mut self) -> Result<(Vec<String>, u64), Problem> {
-        let container = &self.container;
-        let mut objections = checks::tools(&self.host.tools).await;
-        let mut memory_bytes = 0;
-        let found = self
-            .host
-            .shims
-            .find(Role::Source, &container.namespace, &container.id)
-            .await?;
-        match found {
-            Some(shim) => {
-                let view = shim.inspect().await?;
-                if view.protocol != SHIM_PROTOCOL {
-                    objections.push(format!(
-                        "its shim speaks version {} of godwit.v1.Container and this agent {SHIM_PROTOCOL}: \
-                         restart the container with the shim of this release",
-                        view.protocol
-                    ));
-                }
-                if view.state != "running" {
-                    objections.push(format!("{} is {}, not running", container.name, view.state));
-                } else if !container.running {
-                    objections.push(format!("{} is not running", container.name));
-                }
-                if !view.execs.is_empty() {
-                    objections.push(format!(
-                        "processes exec'ed into it cannot be moved, end them first: {}",
-                        view.execs.join(", ")
-                    ));
-                }
-                memory_bytes = checks::memory_of(view.pid);
-                objections.extend(checks::ambiguous_runtime(container));
-                objections.extend(connections::objection(container, view.pid));
-                match (self.host.upper_dir)(&view.rootfs) {
-                    Ok(upper) => self.upper = upper,
-                    Err(error) => objections.push(format!("its writable layer cannot be read: {error}")),
-                }
-                self.shim = Some(shim);
-            }
-            None if !container.running => objections.push(format!("{} is not running", container.name)),
-            None => objections.push(format!(
-                "{} runs under {}, not under Godwit: start it with --runtime io.containerd.godwit.v2",
-                container.name, container.runtime
-            )),
-        }
-        objections.extend(checks::room(&self.host, memory_bytes, 1));
-        let host = &self.host.name;
-        let told = objections
-            .into_iter()
-            .map(|objection| format!("{host}: {objection}"))
-            .collect();
-        Ok((told, memory_bytes))
     }
 
     /// Everything that can be done while the container runs.

@@ -314,6 +314,8 @@ async fn serve(host: Arc<Host>, mut link: Link, observer: Observer) {
         Intent::TellCommitted { migration } => {
             recovery::answer_committed(&host, link, &versions, &migration).await;
         }
+        Intent::Plan => crate::plan::answer(&host, link, &versions).await,
+        Intent::Doctor => crate::doctor::answer(&host, Path::new("/nonexistent"), link, &versions).await,
     }
 }
 
