@@ -18,7 +18,7 @@ use crate::container_log::Tail;
 use crate::deadlines;
 use crate::engine::Container;
 use crate::failure::{Cause, Failure, Problem};
-use crate::finding;
+use crate::finding::{self, Level};
 use crate::host::Host;
 use crate::image_stream;
 use crate::journal::{Journal, Mark, Opened};
@@ -193,7 +193,11 @@ impl Source {
         let answer = plan::ask(&mut self.link, own.offer).await?;
         self.image_wanted = answer.image_wanted;
         let theirs = finding::on(self.link.peer(), answer.findings);
-        let objections = finding::problems(&[own.findings, theirs].concat());
+        let findings = [own.findings, theirs].concat();
+        for warning in findings.iter().filter(|finding| finding.level == Level::Warning) {
+            log::warn!("migration {}: {warning}", self.migration);
+        }
+        let objections = finding::problems(&findings);
         if objections.is_empty() {
             Ok(())
         } else {

@@ -5,6 +5,7 @@
 //! device may mean something to its driver.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::path::Path;
 
 use rustix::fs::{AtFlags, CWD, FileType, StatxFlags, getxattr, statx};
@@ -150,8 +151,13 @@ impl<'a> Look<'a> {
         })
     }
 
-    /// CRIU asks for the limits of each process; of another user's they are told to `CAP_SYS_RESOURCE` alone.
+    /// CRIU asks for the limits of each process; of another user's they are told to `CAP_SYS_RESOURCE` alone, which root
+    /// has over the users of a namespace below its own.
     fn of_user(&self, pid: u32) -> Option<Objection> {
+        let theirs = fs::read_link(self.proc.of(pid, "ns/user")).ok();
+        if theirs.is_some() && theirs != fs::read_link("/proc/self/ns/user").ok() {
+            return None;
+        }
         let status = self.proc.read(pid, "status");
         let is_other = |line: &str| {
             let ids = line.strip_prefix("Uid:").or_else(|| line.strip_prefix("Gid:"));
@@ -159,8 +165,9 @@ impl<'a> Look<'a> {
         };
         (self.conditions.is_limited && status.lines().any(is_other)).then(|| {
             let text = "a process has another user than root, and CAP_SYS_RESOURCE is missing".to_owned();
-            let remedy = "give that capability to the engine and the agent".to_owned();
-            (Code::Capabilities, text, remedy)
+            let remedy =
+                "give that to the engine and the agent, or let the engine map users (dockerd --userns-remap)";
+            (Code::Capabilities, text, remedy.to_owned())
         })
     }
 
@@ -324,6 +331,8 @@ mod tests {
         recorded.file(10, "fdinfo/3", "pos:\t0\nPid:\t11\nNSpid:\t11\t2\n");
         recorded.file(10, "fdinfo/4", "map_type:\t2\n");
         recorded.file(11, "stat", "11 (a) T) S 10 1\n");
+        recorded.file(10, "status", "Uid:\t100000\t100000\t100000\t100000\n");
+        recorded.link(10, "ns/user", "user:[1]");
         recorded.file(11, "status", "Name:\ta\nUid:\t0\t0\t0\t0\nGid:\t0\t0\t0\t0\n");
         recorded.file(10, "maps", "7f0000-7f0001 rw-s 00000000 00:01 12                         /dev/zero (deleted)\n\
                                    7f0001-7f0002 r-xp 00000000 08:01 99                         /lib/libc.so.6\n\

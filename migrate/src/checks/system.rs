@@ -85,7 +85,7 @@ fn judge_capabilities(effective: u64) -> Vec<Finding> {
         return vec![Finding::warning(
             Code::Capabilities,
             "CAP_SYS_RESOURCE is missing: containers whose processes have other users than root cannot be dumped",
-            "give it to the engine and the agent; it is taken from virtual machines and containers only",
+            "give it to the engine and the agent, or let the engine map users (dockerd --userns-remap)",
         )];
     }
     vec![Finding::ok(Code::Capabilities, "all that is needed is allowed")]

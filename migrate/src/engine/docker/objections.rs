@@ -354,8 +354,10 @@ mod tests {
             target: "/d".into(),
         });
         container.description["HostConfig"]["PidMode"] = "container:b769cf91efde0767".into();
+        container.description["HostConfig"]["DeviceRequests"] = json!([{ "Driver": "nvidia", "Count": -1 }]);
         let reasons = of_configuration(&container);
-        assert_eq!(reasons.len(), 2, "{reasons:?}");
+        assert_eq!(reasons.len(), 3, "{reasons:?}");
+        assert_eq!(reasons[2].code, Code::DeviceRequest);
         assert!(
             reasons[0]
                 .text
