@@ -12,7 +12,6 @@ use godwit_runtime::delta;
 use godwit_runtime::verdict::Verdict;
 use tokio::time::{sleep, timeout};
 
-use crate::checks;
 use crate::clock::Clock;
 use crate::container_log::Reserve;
 use crate::deadlines;
@@ -29,6 +28,7 @@ use crate::message::{Message, Offer, Purpose};
 use crate::pages::relay::Relay;
 use crate::phase::{Phase, Role};
 use crate::places::MigrationId;
+use crate::plan;
 use crate::progress::Observer;
 use crate::recovery;
 use crate::run::{self, Boxed, ForwardRow, Row, Side};
@@ -173,37 +173,15 @@ impl Destination {
             other => return Err(self.link.out_of_turn(&other)),
         };
         let host = Arc::clone(&self.host);
-        let look = async {
-            let mut objections = checks::tools(&host.tools).await;
-            objections.extend(checks::room(&host, offer.memory_bytes, 2));
-            objections.extend(checks::cgroups(
-                &offer.container,
-                offer.cgroup_version,
-                checks::cgroup_version(),
-            ));
-            objections.extend(host.engine.objections(&offer.container).await?);
-            let no_post_copy = match offer.post_copy {
-                true => checks::no_post_copy(&host.tools).await,
-                false => None,
-            };
-            Ok((
-                objections,
-                host.engine.has_image(&offer.container.image_id).await?,
-                no_post_copy,
-            ))
-        };
-        let (objections, image_here, no_post_copy) = self.link.during(look).await?;
-        self.post_copy = offer.post_copy && no_post_copy.is_none();
+        let answer = self.link.during(plan::judge(&host, &offer)).await?;
         self.offer = Some(offer);
-        self.image_wanted = !image_here;
-        let answer = Message::Answer {
-            objections,
-            image_wanted: self.image_wanted,
-            no_post_copy,
-        };
-        self.link.send(answer).await?;
+        self.image_wanted = answer.image_wanted;
+        self.link.send(Message::Answer(Box::new(answer))).await?;
         match self.link.receive("prepare", deadlines::PLAN).await? {
-            Message::Prepare => Ok(()),
+            Message::Prepare { post_copy } => {
+                self.post_copy = post_copy;
+                Ok(())
+            }
             other => Err(self.link.out_of_turn(&other)),
         }
     }
@@ -397,7 +375,7 @@ impl Destination {
     async fn receive_image(&mut self) -> Result<(), Problem> {
         let since = Instant::now();
         let directory = self.image_dir();
-        let room = checks::free_bytes(&directory)
+        let room = crate::checks::room::free_bytes(&directory)
             .map_err(|error| Problem::io("the image directory", &error.into()))?;
         self.link
             .receive_bulk_blocking(move |input| {

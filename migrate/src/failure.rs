@@ -6,6 +6,7 @@ use std::io;
 use serde::{Deserialize, Serialize};
 
 use crate::engine::EngineError;
+use crate::finding::Finding;
 use crate::phase::{Phase, Role};
 use crate::shim::ShimError;
 
@@ -14,8 +15,8 @@ use crate::shim::ShimError;
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Cause {
     /// The plan says no; every reason is listed. Nothing was touched.
-    #[error("{}", .0.join("; "))]
-    Refused(Vec<String>),
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Refused(Vec<Finding>),
     /// The other agent cannot be reached, or was lost.
     #[error("{0}")]
     Lost(String),

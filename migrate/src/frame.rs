@@ -154,6 +154,9 @@ fn truncated(error: io::Error) -> FrameError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::checks::facts::Facts;
+    use crate::finding::{Code, Finding};
+    use crate::message::Answer;
     use proptest::prelude::*;
 
     fn block_on<T>(future: impl Future<Output = T>) -> T {
@@ -249,11 +252,11 @@ mod tests {
 
     #[test]
     fn a_message_that_the_peer_would_refuse_is_not_sent() {
-        let message = Message::Answer {
-            objections: vec!["x".repeat(MESSAGE_BYTES)],
+        let message = Message::Answer(Box::new(Answer {
+            findings: vec![Finding::ok(Code::Image, "x".repeat(MESSAGE_BYTES))],
             image_wanted: false,
-            no_post_copy: None,
-        };
+            facts: Facts::default(),
+        }));
         let sent = block_on(write(&mut Vec::new(), &Frame::Message(Box::new(message))));
         assert!(matches!(sent, Err(FrameError::Length { .. })));
     }

@@ -6,9 +6,12 @@
 use godwit_runtime::verdict::Verdict;
 use serde::{Deserialize, Serialize};
 
+use crate::checks::facts::Facts;
 use crate::clock::Step;
+use crate::doctor::Health;
 use crate::engine::Container;
 use crate::failure::Failure;
+use crate::finding::Finding;
 use crate::pages::relay::Figures;
 use crate::places::MigrationId;
 
@@ -34,6 +37,10 @@ pub enum Intent {
         /// The move that was committed.
         migration: MigrationId,
     },
+    /// To hear what would stop a move there; nothing is moved.
+    Plan,
+    /// To hear how the host is.
+    Doctor,
     /// A destination wants pages of memory that the source's tasks still hold. After the welcome there are no more frames
     /// but records of pages.
     Pages {
@@ -78,10 +85,26 @@ pub struct Offer {
     pub container: Container,
     /// Memory that its image will need, about.
     pub memory_bytes: u64,
-    /// Whether its memory is to follow after it runs, if the destination can do that.
-    pub post_copy: bool,
-    /// The version of the source's cgroups, 1 or 2.
-    pub cgroup_version: u8,
+    /// What its writable layer holds, about.
+    pub files_bytes: u64,
+    /// What its image's layers hold; 0 if the engine does not say.
+    pub image_bytes: u64,
+    /// The profile of AppArmor or label of `SELinux` that it runs under.
+    pub security_profile: Option<String>,
+    /// The host it is on.
+    pub source: Facts,
+}
+
+/// What a destination says to an offer.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Answer {
+    /// Everything found; it is willing if none is a problem.
+    pub findings: Vec<Finding>,
+    /// The image is not there and must be sent.
+    pub image_wanted: bool,
+    /// The destination.
+    pub facts: Facts,
 }
 
 /// A control message.
@@ -103,16 +126,12 @@ pub enum Message {
     /// Plan: the container.
     Offer(Box<Offer>),
     /// Plan: every reason why not.
-    Answer {
-        /// Empty: the destination is willing.
-        objections: Vec<String>,
-        /// The image is not there and must be sent.
-        image_wanted: bool,
-        /// Why memory cannot follow after the container runs, if that was offered and cannot be.
-        no_post_copy: Option<String>,
-    },
+    Answer(Box<Answer>),
     /// Prepare: make it.
-    Prepare,
+    Prepare {
+        /// Its memory follows after it runs.
+        post_copy: bool,
+    },
     /// Prepare: the container is made, and if a log is wanted it comes now, before the engine's start.
     Made {
         /// There is a log to write.
@@ -157,6 +176,8 @@ pub enum Message {
     },
     /// The answer to `TellCommitted` while the destination is still at it.
     Pending,
+    /// The answer to `Doctor`.
+    Health(Box<Health>),
 }
 
 impl Message {
@@ -166,8 +187,8 @@ impl Message {
             Self::Hello { .. } => "hello",
             Self::Welcome { .. } => "welcome",
             Self::Offer(_) => "offer",
-            Self::Answer { .. } => "answer",
-            Self::Prepare => "prepare",
+            Self::Answer(_) => "answer",
+            Self::Prepare { .. } => "prepare",
             Self::Made { .. } => "made",
             Self::Prepared => "prepared",
             Self::Bulk { .. } => "bulk",
@@ -181,6 +202,7 @@ impl Message {
             Self::Failed(_) => "failed",
             Self::Verdict { .. } => "verdict",
             Self::Pending => "pending",
+            Self::Health(_) => "health",
         }
     }
 }

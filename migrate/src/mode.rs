@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::finding::{Code, Finding};
+
 /// What a user asks for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -23,6 +25,26 @@ impl Mode {
     /// All of them, as they are written.
     pub const NAMES: [&str; 3] = ["auto", "stop", "post"];
 }
+
+impl Mode {
+    /// What it comes to where these modes are possible.
+    pub fn settle(self, possible: &[&str]) -> Result<Self, Finding> {
+        match self {
+            Self::Stop => Ok(Self::Stop),
+            Self::Auto | Self::Post if possible.contains(&"post") => Ok(Self::Post),
+            Self::Auto => Ok(Self::Stop),
+            Self::Post => Err(Finding::problem(
+                Code::Modes,
+                format!("memory cannot follow afterwards: {POST_NEEDS}"),
+                "leave --mode away, or use --mode stop",
+            )),
+        }
+    }
+}
+
+/// What is missing where mode post is not possible.
+pub const POST_NEEDS: &str =
+    "on one of the hosts CRIU finds no userfaultfd that tells of forks and mappings (CONFIG_USERFAULTFD)";
 
 impl fmt::Display for Mode {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -47,5 +69,22 @@ impl FromStr for Mode {
                 Self::NAMES.join(", ")
             )),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn post_is_taken_where_it_can_be_and_refused_only_where_it_was_asked_for() {
+        assert_eq!(Mode::Auto.settle(&["stop", "post"]), Ok(Mode::Post));
+        assert_eq!(Mode::Auto.settle(&["stop"]), Ok(Mode::Stop));
+        assert_eq!(Mode::Stop.settle(&["stop", "post"]), Ok(Mode::Stop));
+        assert!(Mode::Post.settle(&["stop"]).unwrap_err().is_problem());
+        for name in Mode::NAMES {
+            assert_eq!(name.parse::<Mode>().unwrap().to_string(), name);
+        }
+        assert!("pre".parse::<Mode>().unwrap_err().contains("auto, stop, post"));
     }
 }

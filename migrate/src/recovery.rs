@@ -308,7 +308,8 @@ async fn tell_committed(host: &Host, migration: &MigrationId, destination: &str)
     }
 }
 
-async fn greet(host: &Host, peer: &str, intent: Intent) -> Result<Link, Problem> {
+/// Connects to the agent of `peer` and says why.
+pub async fn greet(host: &Host, peer: &str, intent: Intent) -> Result<Link, Problem> {
     let mut link = host.peers.connect(peer).await.map_err(Problem::Here)?;
     link.send(Message::Hello {
         versions: VERSIONS.to_vec(),

@@ -13,28 +13,28 @@ use godwit_runtime::control::create_private_dir;
 use godwit_runtime::delta::{self, Index};
 use godwit_runtime::verdict::Verdict;
 
-use crate::checks;
 use crate::clock::{Bytes, Clock, Outcome, Report};
-use crate::connections;
 use crate::container_log::Tail;
 use crate::deadlines;
 use crate::drain;
 use crate::engine::Container;
 use crate::failure::{Cause, Failure, Problem};
+use crate::finding::{self, Level};
 use crate::host::Host;
 use crate::image_stream;
 use crate::journal::{Journal, Mark, Opened};
 use crate::link::Link;
-use crate::message::{Intent, Message, Offer, Purpose, VERSIONS};
-use crate::mode::Mode;
+use crate::message::{Intent, Message, Purpose, VERSIONS};
+use crate::mode::{Mode, POST_NEEDS};
 use crate::pages::relay::Figures;
 use crate::pages::serve::Offering;
 use crate::phase::{Phase, Role};
 use crate::places::MigrationId;
+use crate::plan;
 use crate::progress::Observer;
 use crate::recovery;
 use crate::run::{self, Boxed, ForwardRow, Row, Side};
-use crate::shim::{SHIM_PROTOCOL, ShimClient};
+use crate::shim::ShimClient;
 
 /// Rounds of files before the freeze at most: a container that writes faster than the link would go on for ever.
 const MAX_SYNC_ROUNDS: u32 = 4;
@@ -204,101 +204,35 @@ impl Source {
 
     /// Asks both hosts for every reason why not, and only then says no.
     async fn plan(&mut self) -> Result<(), Problem> {
-        let (mut objections, memory_bytes) = self.own_objections().await?;
-        let offer = Offer {
-            container: self.container.clone(),
-            memory_bytes,
-            post_copy: self.mode != Mode::Stop,
-            cgroup_version: checks::cgroup_version(),
-        };
-        self.link.send(Message::Offer(Box::new(offer))).await?;
-        match self.link.receive("answer", deadlines::PLAN).await? {
-            Message::Answer {
-                objections: theirs,
-                image_wanted,
-                no_post_copy,
-            } => {
-                let peer = self.link.peer();
-                objections.extend(theirs.into_iter().map(|objection| format!("{peer}: {objection}")));
-                self.image_wanted = image_wanted;
-                match (self.mode, no_post_copy) {
-                    (Mode::Post, Some(reason)) => objections.push(format!("{peer}: no post-copy: {reason}")),
-                    (Mode::Auto, Some(reason)) => {
-                        self.remarks.push(format!("no post-copy: {peer}: {reason}"));
-                        self.mode = Mode::Stop;
-                    }
-                    (Mode::Auto, None) => self.mode = Mode::Post,
-                    (Mode::Stop | Mode::Post, _) => {}
+        let own = plan::look(&self.host, &self.container).await?;
+        self.shim = own.shim;
+        self.init = own.init;
+        self.upper = own.upper;
+        let source = own.offer.source.clone();
+        let answer = plan::ask(&mut self.link, own.offer).await?;
+        self.image_wanted = answer.image_wanted;
+        let mode = self.mode.settle(&source.modes(&answer.facts));
+        let theirs = finding::on(self.link.peer(), answer.findings);
+        let mut findings = [own.findings, theirs].concat();
+        match mode {
+            Ok(mode) => {
+                if (self.mode, mode) == (Mode::Auto, Mode::Stop) {
+                    self.remarks
+                        .push(format!("memory went in the freeze: {POST_NEEDS}"));
                 }
+                self.mode = mode;
             }
-            other => return Err(self.link.out_of_turn(&other)),
+            Err(objection) => findings.push(objection),
         }
+        for warning in findings.iter().filter(|finding| finding.level == Level::Warning) {
+            log::warn!("migration {}: {warning}", self.migration);
+        }
+        let objections = finding::problems(&findings);
         if objections.is_empty() {
             Ok(())
         } else {
             Err(Problem::Here(Cause::Refused(objections)))
         }
-    }
-
-    async fn own_objections(&mut self) -> Result<(Vec<String>, u64), Problem> {
-        let container = &self.container;
-        let mut objections = checks::tools(&self.host.tools).await;
-        let mut memory_bytes = 0;
-        let found = self
-            .host
-            .shims
-            .find(Role::Source, &container.namespace, &container.id)
-            .await?;
-        match found {
-            Some(shim) => {
-                let view = shim.inspect().await?;
-                if view.protocol != SHIM_PROTOCOL {
-                    objections.push(format!(
-                        "its shim speaks version {} of godwit.v1.Container and this agent {SHIM_PROTOCOL}: \
-                         restart the container with the shim of this release",
-                        view.protocol
-                    ));
-                }
-                if view.state != "running" {
-                    objections.push(format!("{} is {}, not running", container.name, view.state));
-                } else if !container.running {
-                    objections.push(format!("{} is not running", container.name));
-                }
-                if view.fetching_memory {
-                    objections.push(format!(
-                        "memory of {} is still on the host it came from: wait until that move has ended",
-                        container.name
-                    ));
-                }
-                if !view.execs.is_empty() {
-                    objections.push(format!(
-                        "processes exec'ed into it cannot be moved, end them first: {}",
-                        view.execs.join(", ")
-                    ));
-                }
-                self.init = view.pid;
-                memory_bytes = checks::memory_of(view.pid);
-                objections.extend(checks::ambiguous_runtime(container));
-                objections.extend(connections::objection(container, view.pid));
-                match (self.host.upper_dir)(&view.rootfs) {
-                    Ok(upper) => self.upper = upper,
-                    Err(error) => objections.push(format!("its writable layer cannot be read: {error}")),
-                }
-                self.shim = Some(shim);
-            }
-            None if !container.running => objections.push(format!("{} is not running", container.name)),
-            None => objections.push(format!(
-                "{} runs under {}, not under Godwit: start it with --runtime io.containerd.godwit.v2",
-                container.name, container.runtime
-            )),
-        }
-        objections.extend(checks::room(&self.host, memory_bytes, 1));
-        let host = &self.host.name;
-        let told = objections
-            .into_iter()
-            .map(|objection| format!("{host}: {objection}"))
-            .collect();
-        Ok((told, memory_bytes))
     }
 
     /// Everything that can be done while the container runs.
@@ -318,7 +252,8 @@ impl Source {
         if self.mode == Mode::Post {
             self.offering = Some(self.host.board.expect(&self.migration));
         }
-        self.link.send(Message::Prepare).await?;
+        let post_copy = self.offering.is_some();
+        self.link.send(Message::Prepare { post_copy }).await?;
         if self.image_wanted {
             let layers = self.host.engine.export_image(&self.container).await?;
             self.bytes.layers = self.link.send_stream(Purpose::Layers, layers).await?;

@@ -2,6 +2,7 @@
 //!
 //! `POST /v1/migrations` begins a move and answers with its events, one JSON object a line; the last is the report or
 //! the error. A client that goes away does not end the move: `DELETE /v1/migrations/ID` does, up to the commit.
+//! `POST /v1/plan` answers what such a move would find, and `GET /v1/doctor` how this host is, both without touching anything.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -25,12 +26,15 @@ use crate::agent::peers::unknown_host;
 use crate::agent::registry::MigrationView;
 use crate::agent::{Agent, registry};
 use crate::clock::Report;
+use crate::doctor::{self, Diagnosis};
 use crate::engine::{Container, EngineError};
 use crate::failure::Failure;
+use crate::finding::{self, Code, Finding};
 use crate::journal::Found;
 use crate::mode::Mode;
 use crate::phase::{Phase, Role};
 use crate::places::MigrationId;
+use crate::plan::{self, Plan};
 use crate::progress::{Event, Observer};
 use crate::source;
 
@@ -40,7 +44,7 @@ const TRANSFER_INTERVAL: Duration = Duration::from_millis(200);
 /// Lines queued for a viewer that reads slowly; the viewer's task waits, the move does not.
 const LINES_BOUND: usize = 16;
 
-/// `POST /v1/migrations`.
+/// `POST /v1/migrations` and `POST /v1/plan`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MigrateRequest {
@@ -95,6 +99,9 @@ pub async fn serve(agent: Arc<Agent>, listener: UnixListener) {
         .route("/v1/containers/{name}", get(container))
         .route("/v1/migrations", post(migrate).get(migrations))
         .route("/v1/migrations/{id}", delete(abort))
+        .route("/v1/plan", post(plan))
+        .route("/v1/doctor", get(doctor))
+        .route("/v1/doctor/{peer}", get(doctor_with_peer))
         .with_state(agent);
     if let Err(error) = axum::serve(listener, routes).await {
         log::error!("the local API: {error}");
@@ -168,10 +175,51 @@ async fn abort(State(agent): State<Arc<Agent>>, Path(id): Path<String>) -> Resul
     }
 }
 
-async fn migrate(
+/// What a move would find, without a move.
+async fn plan(
     State(agent): State<Arc<Agent>>,
     Json(request): Json<MigrateRequest>,
-) -> Result<Response, Refusal> {
+) -> Result<Json<Plan>, Refusal> {
+    let container = subject(&agent, &request).await?;
+    let is_busy = agent.registry.is_claimed(&container.namespace, &container.id);
+    let mut plan = plan::run(&agent.host, container, &request.destination)
+        .await
+        .map_err(|failure| Refusal(StatusCode::BAD_GATEWAY, failure.to_string()))?;
+    let modes: Vec<&str> = plan.modes.iter().map(String::as_str).collect();
+    if !modes.is_empty()
+        && let Err(objection) = request.mode.settle(&modes)
+    {
+        plan.object(vec![objection]);
+    }
+    if is_busy {
+        let told = Finding::of_sentence(Code::Busy, &registry::Busy.to_string());
+        plan.object(finding::on(&agent.host.name, [told]));
+    }
+    Ok(Json(plan))
+}
+
+async fn doctor(State(agent): State<Arc<Agent>>) -> Json<Diagnosis> {
+    Json(doctor::diagnose(&agent.host, &agent.tls, None).await)
+}
+
+async fn doctor_with_peer(
+    State(agent): State<Arc<Agent>>,
+    Path(peer): Path<String>,
+) -> Result<Json<Diagnosis>, Refusal> {
+    known_peer(&agent, &peer)?;
+    Ok(Json(doctor::diagnose(&agent.host, &agent.tls, Some(&peer)).await))
+}
+
+fn known_peer(agent: &Agent, peer: &str) -> Result<(), Refusal> {
+    let known = agent.host.peers.names();
+    if known.iter().any(|name| name == peer) {
+        return Ok(());
+    }
+    Err(Refusal(StatusCode::NOT_FOUND, unknown_host(peer, &known)))
+}
+
+/// The container that is asked for, if it can be asked for at all.
+async fn subject(agent: &Agent, request: &MigrateRequest) -> Result<Container, Refusal> {
     if request.destination == agent.host.name {
         let already = format!(
             "this is host {}: name the host to move {} to",
@@ -179,20 +227,21 @@ async fn migrate(
         );
         return Err(Refusal(StatusCode::CONFLICT, already));
     }
-    let known = agent.host.peers.names();
-    if !known.contains(&request.destination) {
-        return Err(Refusal(
-            StatusCode::NOT_FOUND,
-            unknown_host(&request.destination, &known),
-        ));
-    }
+    known_peer(agent, &request.destination)?;
     if agent.stop.is_cancelled() {
         return Err(Refusal(
             StatusCode::SERVICE_UNAVAILABLE,
             "the agent is stopping".into(),
         ));
     }
-    let container = agent.host.engine.inspect(&request.container).await?;
+    Ok(agent.host.engine.inspect(&request.container).await?)
+}
+
+async fn migrate(
+    State(agent): State<Arc<Agent>>,
+    Json(request): Json<MigrateRequest>,
+) -> Result<Response, Refusal> {
+    let container = subject(&agent, &request).await?;
     let busy =
         |error: registry::Busy| Refusal(StatusCode::CONFLICT, format!("{}: {error}", request.container));
     let claim = agent

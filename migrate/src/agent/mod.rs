@@ -64,6 +64,8 @@ pub enum AgentError {
 pub struct Agent {
     /// This host.
     pub host: Arc<Host>,
+    /// Where its certificates lie.
+    pub tls: PathBuf,
     /// Moves under way.
     pub registry: Registry,
     /// Cancelled when the agent is to stop.
@@ -104,6 +106,7 @@ pub async fn run(config: AgentConfig, stop: CancellationToken) -> Result<(), Age
             upper_dir: delta::upper_dir,
             hold: Duration::from_secs(config.hold_seconds),
         }),
+        tls: config.tls,
         registry: Registry::default(),
         stop: stop.clone(),
         tasks: TaskTracker::new(),

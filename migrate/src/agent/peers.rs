@@ -13,14 +13,17 @@ use crate::agent::Agent;
 use crate::config::Peer;
 use crate::deadlines;
 use crate::destination;
+use crate::doctor;
 use crate::drain;
 use crate::failure::{Cause, Failure};
+use crate::finding::{Code, Finding};
 use crate::frame::{self, Frame};
 use crate::host::{Duplex, Peers};
 use crate::link::Link;
 use crate::message::{Intent, Message};
 use crate::phase::{Phase, Role};
 use crate::places::MigrationId;
+use crate::plan;
 use crate::progress::Observer;
 use crate::recovery;
 use crate::tls::{self, BUSY_RECEIVER_PATIENCE, Identity, Stream};
@@ -47,10 +50,10 @@ impl TlsPeers {
 #[async_trait]
 impl Peers for TlsPeers {
     async fn open(&self, host: &str) -> Result<Box<dyn Duplex>, Cause> {
-        let peer = self
-            .peers
-            .get(host)
-            .ok_or_else(|| Cause::Refused(vec![unknown_host(host, &self.names())]))?;
+        let peer = self.peers.get(host).ok_or_else(|| {
+            let told = unknown_host(host, &self.names());
+            Cause::Refused(vec![Finding::problem(Code::Peer, told, "")])
+        })?;
         let stream = tls::connect(&self.identity, host, &peer.address)
             .await
             .map_err(|error| Cause::Lost(error.to_string()))?;
@@ -135,6 +138,8 @@ async fn serve_one(agent: Arc<Agent>, peers: &TlsPeers, connection: TcpStream) {
         Intent::TellCommitted { migration } => {
             recovery::answer_committed(&agent.host, link, &versions, &migration).await;
         }
+        Intent::Plan => plan::answer(&agent.host, link, &versions).await,
+        Intent::Doctor => doctor::answer(&agent.host, &agent.tls, link, &versions).await,
     }
 }
 

@@ -79,6 +79,12 @@ impl Registry {
         })
     }
 
+    /// Whether a container of this host has a move.
+    pub fn is_claimed(&self, namespace: &str, id: &str) -> bool {
+        let container = (namespace.to_owned(), id.to_owned());
+        self.table().containers.contains(&container)
+    }
+
     /// Lists a move for as long as the answer lives. A name that is taken is refused.
     pub fn list(
         &self,

@@ -11,6 +11,8 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use crate::finding::Finding;
+
 /// A running container as its engine knows it: all that is needed to make it again on another host.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Container {
@@ -131,10 +133,25 @@ pub trait Engine: Send + Sync {
     /// Every reason why this engine cannot take `container`; empty if it can. Changes nothing.
     /// Looks at: name taken, networks missing or different, address in use, bind sources missing, volumes,
     /// runtime not installed, ports in use. A missing image is no reason.
-    async fn objections(&self, container: &Container) -> Result<Vec<String>, EngineError>;
+    async fn objections(&self, container: &Container) -> Result<Vec<Finding>, EngineError>;
 
     /// Whether the engine has the image with this id.
     async fn has_image(&self, image_id: &str) -> Result<bool, EngineError>;
+
+    /// What the layers of the container's image hold, about; `None` if the engine does not say.
+    async fn image_bytes(&self, _container: &Container) -> Result<Option<u64>, EngineError> {
+        Ok(None)
+    }
+
+    /// The directory in which the engine keeps layers; `None` if it does not say.
+    async fn storage(&self) -> Result<Option<PathBuf>, EngineError> {
+        Ok(None)
+    }
+
+    /// How the engine itself is: whether it answers, its version, what of its settings stands in the way.
+    async fn examine(&self) -> Vec<Finding> {
+        Vec::new()
+    }
 
     /// Streams image `image` (by name if it has one, else id) out, in the engine's own portable form.
     async fn export_image(&self, container: &Container) -> Result<Source, EngineError>;

@@ -16,6 +16,7 @@ use tokio::io::AsyncReadExt;
 
 use crate::clock::Step;
 use crate::engine::{Container, Created, Engine, EngineError, Source};
+use crate::finding::{Code, Finding};
 use crate::phase::Role;
 use crate::places::Places;
 use crate::shim::{Finished, SHIM_PROTOCOL, ShimClient, ShimError, ShimView, Shims};
@@ -178,7 +179,7 @@ impl Engine for Fake {
         })
     }
 
-    async fn objections(&self, container: &Container) -> Result<Vec<String>, EngineError> {
+    async fn objections(&self, container: &Container) -> Result<Vec<Finding>, EngineError> {
         self.engine_call("objections")?;
         let taken = self
             .containers
@@ -187,7 +188,7 @@ impl Engine for Fake {
             .values()
             .any(|name| *name == container.name);
         Ok(taken
-            .then(|| "the name is taken".to_owned())
+            .then(|| Finding::problem(Code::Name, "the name is taken", "rename it"))
             .into_iter()
             .collect())
     }
@@ -319,7 +320,8 @@ impl ShimClient for FakeShim {
         Ok(ShimView {
             protocol: SHIM_PROTOCOL,
             state: state.into(),
-            pid: std::process::id(),
+            // It has no processes: those of this machine are none of its.
+            pid: 0,
             rootfs: self.0.rootfs(),
             execs: Vec::new(),
             fetching_memory: false,

@@ -115,7 +115,7 @@ async fn all_objections_of_both_hosts_are_told_at_once_and_nothing_is_touched() 
     let Cause::Refused(reasons) = failure.cause else {
         panic!("{failure}");
     };
-    let text = reasons.join("\n");
+    let text: String = reasons.iter().map(|reason| format!("{reason}\n")).collect();
     for part in ["ha: redis is not running", "hb: the name is taken"] {
         assert!(text.contains(part), "{part} is not in {text}");
     }

@@ -3,4 +3,5 @@
 mod blows;
 mod fake;
 mod faults;
+mod plans;
 mod world;

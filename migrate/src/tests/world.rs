@@ -317,6 +317,8 @@ async fn serve(host: Arc<Host>, mut link: Link, observer: Observer) {
             recovery::answer_committed(&host, link, &versions, &migration).await;
         }
         Intent::Pages { .. } => unreachable!("these moves leave no pages behind"),
+        Intent::Plan => crate::plan::answer(&host, link, &versions).await,
+        Intent::Doctor => crate::doctor::answer(&host, Path::new("/nonexistent"), link, &versions).await,
     }
 }
 

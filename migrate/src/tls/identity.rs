@@ -9,6 +9,7 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::client::{Resumption, verify_server_cert_signed_by_trust_anchor, verify_server_name};
@@ -32,11 +33,14 @@ pub const HOST_CERTIFICATE: &str = "host.pem";
 /// This host's key.
 pub const HOST_KEY: &str = "host.key";
 
+const DAY_SECONDS: u64 = 24 * 3600;
+
 /// A host's certificate, key and authority, checked.
 #[derive(Clone, Debug)]
 pub struct Identity {
     certificate_path: PathBuf,
     certificate: CertificateDer<'static>,
+    intermediates: Vec<CertificateDer<'static>>,
     pub(super) client: Arc<ClientConfig>,
     /// Lacks the verifier, which knows the peers and differs per connection.
     server: ServerParts,
@@ -87,6 +91,7 @@ impl Identity {
         Ok(Identity {
             certificate_path,
             certificate: chain[0].clone(),
+            intermediates: chain[1..].to_vec(),
             client: Arc::new(client),
             server: ServerParts {
                 provider,
@@ -106,6 +111,29 @@ impl Identity {
                 presented: presented.join(", "),
             }),
         }
+    }
+
+    /// For how many days from now the certificate is valid, counted to `most`.
+    pub fn days_left(&self, most: u64) -> u64 {
+        let now = UnixTime::now().as_secs();
+        let valid_on = |day: u64| {
+            let then = UnixTime::since_unix_epoch(Duration::from_secs(now + day * DAY_SECONDS));
+            let verifier = &self.server.verifier;
+            verifier
+                .verify_client_cert(&self.certificate, &self.intermediates, then)
+                .is_ok()
+        };
+        // Nothing here reads a certificate's dates; whether it would be accepted on a day can be asked.
+        let (mut valid, mut invalid) = (0, most + 1);
+        while invalid - valid > 1 {
+            let day = valid.midpoint(invalid);
+            if valid_on(day) {
+                valid = day;
+            } else {
+                invalid = day;
+            }
+        }
+        valid
     }
 
     /// How to serve one connection, and where it will stand whom it let in.

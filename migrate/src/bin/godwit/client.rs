@@ -78,6 +78,16 @@ pub(crate) async fn get<T: DeserializeOwned>(socket: &Path, path: &str) -> anyho
     Ok(serde_json::from_slice(&collect(response).await?)?)
 }
 
+/// Sends one JSON value and reads the one that answers.
+pub(crate) async fn post<T: DeserializeOwned>(
+    socket: &Path,
+    path: &str,
+    body: &impl Serialize,
+) -> anyhow::Result<T> {
+    let response = send(socket, Method::POST, path, Some(body)).await?;
+    Ok(serde_json::from_slice(&collect(response).await?)?)
+}
+
 async fn collect(response: Response<Incoming>) -> anyhow::Result<Bytes> {
     let body = http_body_util::Limited::new(response.into_body(), MAX_ANSWER_BYTES);
     let collected = body

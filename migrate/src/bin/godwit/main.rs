@@ -1,11 +1,15 @@
 //! `godwit`: the agent and the command line.
 //!
 //! Every command that concerns a container goes through the local API of the agent on this host; nothing here touches
-//! a container, an engine or a peer, but `setup` changes an engine's configuration files. What a command prints stands in the module of its name.
+//! a container, an engine or a peer, but `setup` changes an engine's configuration files, and `doctor` looks at this host itself
+//! where no agent answers. What a command prints stands in the module of its name.
 
 mod client;
+mod doctor;
+mod findings;
 mod logger;
 mod migrate;
+mod plan;
 mod setup;
 mod show;
 
@@ -63,6 +67,38 @@ enum Command {
         /// Print one JSON object a line: every phase, and the report or the error at last.
         #[arg(long)]
         json: bool,
+        /// Only plan, as `godwit plan` does.
+        #[arg(long)]
+        dry_run: bool,
+        #[command(flatten)]
+        agent: AgentSocket,
+    },
+    /// Say all that would stop a move, and touch nothing.
+    Plan {
+        /// Name, id or unique prefix of the id.
+        container: String,
+        /// The host, as the agent's configuration names it.
+        host: String,
+        /// How its memory would go over: auto, stop or post.
+        #[arg(long, default_value_t, value_parser = Mode::from_str)]
+        mode: Mode,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        agent: AgentSocket,
+    },
+    /// Say what on this host, or between it and another, stands in the way of moves.
+    Doctor {
+        /// Another host, which is asked too and compared with this one.
+        #[arg(long, value_name = "HOST")]
+        peer: Option<String>,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+        /// The agent's configuration, read where no agent answers.
+        #[arg(long, default_value = "/etc/godwit/agent.toml")]
+        config: PathBuf,
         #[command(flatten)]
         agent: AgentSocket,
     },
@@ -122,8 +158,30 @@ fn main() -> ExitCode {
             host,
             mode,
             json,
+            dry_run: false,
             agent,
         } => block_on(migrate::run(&agent.socket, container, host, mode, json)),
+        Command::Migrate {
+            container,
+            host,
+            mode,
+            json,
+            dry_run: true,
+            agent,
+        }
+        | Command::Plan {
+            container,
+            host,
+            mode,
+            json,
+            agent,
+        } => block_on(plan::run(&agent.socket, container, host, mode, json)),
+        Command::Doctor {
+            peer,
+            json,
+            config,
+            agent,
+        } => block_on(doctor::run(&agent.socket, &config, peer.as_deref(), json)),
         Command::Migrations { json, agent } => block_on(show::migrations(&agent.socket, json)),
         Command::Setup(order) => setup::run(&order),
         Command::Ca(command) => run_ca(command).map(|()| ExitCode::SUCCESS),

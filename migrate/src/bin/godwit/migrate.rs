@@ -22,7 +22,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::client;
 
 const EXIT_UNCONFIRMED: u8 = 3;
-const EXIT_REFUSED: u8 = 4;
+/// The plan says no.
+pub(crate) const EXIT_REFUSED: u8 = 4;
 const EXIT_ABORTED: u8 = 130;
 
 /// An event has some kilobytes at most; a line beyond this is not the agent's.
@@ -243,9 +244,13 @@ impl View {
 fn sentence(error: &Failure, message: &str) -> String {
     match &error.cause {
         Cause::Refused(reasons) if reasons.len() > 1 => {
-            format!("refused, nothing was touched:\n  - {}", reasons.join("\n  - "))
+            let told: String = reasons.iter().map(|reason| format!("\n  - {reason}")).collect();
+            format!("refused, nothing was touched:{told}")
         }
-        Cause::Refused(reasons) => format!("refused, nothing was touched: {}", reasons.concat()),
+        Cause::Refused(reasons) => format!(
+            "refused, nothing was touched: {}",
+            reasons.iter().map(ToString::to_string).collect::<String>()
+        ),
         Cause::Aborted | Cause::Lost(_) | Cause::Protocol(_) | Cause::Failed(_) => {
             format!("{message}\nthe container was not moved")
         }
@@ -307,6 +312,6 @@ fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_spinner())
 }
 
-fn size(bytes: u64) -> String {
+pub(crate) fn size(bytes: u64) -> String {
     indicatif::HumanBytes(bytes).to_string()
 }

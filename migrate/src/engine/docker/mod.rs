@@ -1,10 +1,11 @@
 //! Docker as an engine of a move, by its HTTP API on the unix socket.
 //!
 //! Here stands what is asked of Docker and in which order; how to ask is `http`, what a create request looks like is
-//! `create`, what speaks against one is `objections`, what images are called is `image`. It starts and removes
+//! `create`, what speaks against one is `objections`, how the daemon is `examine`, what images are called is `image`. It starts and removes
 //! containers only as told and keeps no state of its own.
 
 mod create;
+mod examine;
 mod http;
 mod image;
 mod objections;
@@ -18,6 +19,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::{Container, Created, Engine, EngineError, Mount, Network, Source};
+use crate::finding::{Code, Finding};
 use create::Addresses;
 use http::{Client, ENGINE, broken};
 
@@ -141,7 +143,7 @@ impl Engine for Docker {
         Ok(container_of(description, runtime, networks))
     }
 
-    async fn objections(&self, container: &Container) -> Result<Vec<String>, EngineError> {
+    async fn objections(&self, container: &Container) -> Result<Vec<Finding>, EngineError> {
         let mut reasons = objections::of_configuration(container);
         let bearers = self.named(&container.name).await?;
         reasons.extend(objections::of_name(container, &bearers));
@@ -170,6 +172,23 @@ impl Engine for Docker {
     async fn has_image(&self, image_id: &str) -> Result<bool, EngineError> {
         let found = self.image(image_id).await?;
         Ok(found.is_some_and(|image| image["Id"] == image_id))
+    }
+
+    async fn image_bytes(&self, container: &Container) -> Result<Option<u64>, EngineError> {
+        let found = self.image(&container.image_id).await?;
+        Ok(found.and_then(|image| image["Size"].as_u64()))
+    }
+
+    async fn storage(&self) -> Result<Option<PathBuf>, EngineError> {
+        let info = self.client.get("/info").await?;
+        Ok(info["DockerRootDir"].as_str().map(PathBuf::from))
+    }
+
+    async fn examine(&self) -> Vec<Finding> {
+        match tokio::try_join!(self.client.get("/version"), self.client.get("/info")) {
+            Ok((version, info)) => examine::judge(&version, &info),
+            Err(error) => vec![Finding::problem(Code::Engine, error.to_string(), "start Docker")],
+        }
     }
 
     async fn export_image(&self, container: &Container) -> Result<Source, EngineError> {

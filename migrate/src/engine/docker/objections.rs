@@ -1,6 +1,6 @@
 //! Every reason why the Docker of this host cannot take a container, found before anything is changed.
 //!
-//! Each function looks at one thing and answers with sentences for a person: what is in the way, and what to do.
+//! Each function looks at one thing and answers with findings: what is in the way, and what to do.
 //! They compare and look; only `of_host` touches the host, and it leaves nothing behind: it tries to bind published
 //! ports. A missing image is no reason, it is brought along.
 
@@ -12,23 +12,29 @@ use tokio::net::{TcpListener, UdpSocket};
 
 use super::{create, text};
 use crate::engine::{Container, Network};
+use crate::finding::{Code, Finding};
 
 /// Where a shim is looked for besides the agent's own `PATH`: containerd's may be wider.
 const SHIM_DIRECTORIES: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin";
 
 /// What in the container's own configuration cannot be moved to any host yet.
-pub(super) fn of_configuration(container: &Container) -> Vec<String> {
+pub(super) fn of_configuration(container: &Container) -> Vec<Finding> {
     let mut reasons = Vec::new();
     for mount in &container.mounts {
         match mount.kind.as_str() {
             "bind" | "tmpfs" => {}
-            "volume" => reasons.push(format!(
-                "volumes are not moved yet: {} at {} is one; use a bind mount of a path that both hosts have",
-                mount.source, mount.target
+            "volume" => reasons.push(Finding::problem(
+                Code::Volume,
+                format!(
+                    "volumes are not moved yet: {} at {} is one",
+                    mount.source, mount.target
+                ),
+                "use a bind mount of a path that both hosts have",
             )),
-            kind => reasons.push(format!(
-                "mounts of type {kind} are not moved yet: {}",
-                mount.target
+            kind => reasons.push(Finding::problem(
+                Code::Mount,
+                format!("mounts of type {kind} are not moved yet: {}", mount.target),
+                "use a bind mount or a tmpfs",
             )),
         }
     }
@@ -40,21 +46,37 @@ pub(super) fn of_configuration(container: &Container) -> Vec<String> {
     ] {
         if let Some(other) = text(&host[key]).strip_prefix("container:") {
             let other = other.get(..12).unwrap_or(other);
-            reasons.push(format!(
-                "it shares {what} of container {other}, which would stay behind"
+            reasons.push(Finding::problem(
+                Code::SharedWithContainer,
+                format!("it shares {what} of container {other}, which would stay behind"),
+                "start it without",
             ));
         }
     }
     for (key, what) in [("VolumesFrom", "uses volumes of"), ("Links", "is linked to")] {
         if host[key].as_array().is_some_and(|list| !list.is_empty()) {
-            reasons.push(format!("it {what} other containers, which would stay behind"));
+            reasons.push(Finding::problem(
+                Code::SharedWithContainer,
+                format!("it {what} other containers, which would stay behind"),
+                "start it without",
+            ));
         }
+    }
+    if host["DeviceRequests"]
+        .as_array()
+        .is_some_and(|list| !list.is_empty())
+    {
+        reasons.push(Finding::problem(
+            Code::DeviceRequest,
+            "it was given devices by request (--gpus), whose state cannot be moved",
+            "start it without",
+        ));
     }
     reasons
 }
 
 /// A container that has the name already, among those that were `found` by it.
-pub(super) fn of_name(container: &Container, found: &Value) -> Option<String> {
+pub(super) fn of_name(container: &Container, found: &Value) -> Option<Finding> {
     let name = &container.name;
     let has_name = |entry: &&Value| {
         let names = entry["Names"].as_array().into_iter().flatten();
@@ -64,13 +86,15 @@ pub(super) fn of_name(container: &Container, found: &Value) -> Option<String> {
     };
     let holder = found.as_array().into_iter().flatten().find(has_name)?;
     let state = text(&holder["State"]);
-    Some(format!(
-        "a container named {name} is there already ({state}); remove or rename it"
+    Some(Finding::problem(
+        Code::Name,
+        format!("a container named {name} is there already ({state})"),
+        "remove or rename it",
     ))
 }
 
 /// Whether the network of this name (`found`: its inspect answer) can take the container's end of `wanted`.
-pub(super) fn of_network(wanted: &Network, found: Option<&Value>) -> Vec<String> {
+pub(super) fn of_network(wanted: &Network, found: Option<&Value>) -> Vec<Finding> {
     let name = &wanted.name;
     let Some(found) = found else {
         let subnets: String = wanted
@@ -78,9 +102,13 @@ pub(super) fn of_network(wanted: &Network, found: Option<&Value>) -> Vec<String>
             .iter()
             .map(|subnet| format!("--subnet {subnet} "))
             .collect();
-        return vec![format!(
-            "network {name} is missing; create it as on the source: docker network create -d {} {subnets}{name}",
-            wanted.driver
+        return vec![Finding::problem(
+            Code::Network,
+            format!("network {name} is missing"),
+            format!(
+                "create it as on the source: docker network create -d {} {subnets}{name}",
+                wanted.driver
+            ),
         )];
     };
     if create::is_predefined(name) {
@@ -88,17 +116,24 @@ pub(super) fn of_network(wanted: &Network, found: Option<&Value>) -> Vec<String>
     }
     let driver = text(&found["Driver"]);
     if driver != wanted.driver {
-        return vec![format!(
-            "network {name} has driver {driver}, on the source it has {}",
-            wanted.driver
+        return vec![Finding::problem(
+            Code::Network,
+            format!(
+                "network {name} has driver {driver}, on the source it has {}",
+                wanted.driver
+            ),
+            "create it again as on the source",
         )];
     }
     let here = subnets(found);
     if let Some(missing) = wanted.subnets.iter().find(|subnet| !here.contains(subnet)) {
         let here = here.join(", ");
-        return vec![format!(
-            "network {name} has subnet {here}, on the source it has {missing}: the address would not fit; \
-             create it again with --subnet {missing}"
+        return vec![Finding::problem(
+            Code::Network,
+            format!(
+                "network {name} has subnet {here}, on the source it has {missing}: the address would not fit"
+            ),
+            format!("create it again with --subnet {missing}"),
         )];
     }
     let attached = found["Containers"].as_object().into_iter().flatten();
@@ -110,9 +145,13 @@ pub(super) fn of_network(wanted: &Network, found: Option<&Value>) -> Vec<String>
         })
         .map(|(_, endpoint)| {
             let holder = text(&endpoint["Name"]);
-            format!(
-                "address {} in network {name} is in use by container {holder}",
-                wanted.address
+            Finding::problem(
+                Code::Address,
+                format!(
+                    "address {} in network {name} is in use by container {holder}",
+                    wanted.address
+                ),
+                "stop that one, or give it another address",
             )
         })
         .collect()
@@ -120,34 +159,40 @@ pub(super) fn of_network(wanted: &Network, found: Option<&Value>) -> Vec<String>
 
 /// Whether Docker can run `runtime`: one of its own (`known`, from `GET /info`), or a shim that is installed. Docker
 /// itself takes any name that looks like a shim's, and fails at the start.
-pub(super) fn of_runtime(runtime: &str, known: &Value) -> Option<String> {
+pub(super) fn of_runtime(runtime: &str, known: &Value) -> Option<Finding> {
     let configured = known.get(runtime);
     let shim = match configured {
         Some(configured) => configured["runtimeType"].as_str()?,
         None => runtime,
     };
     let Some(binary) = shim_binary(shim) else {
-        return Some(format!(
-            "docker knows no runtime {runtime}; add it to daemon.json"
+        return Some(Finding::problem(
+            Code::Runtime,
+            format!("docker knows no runtime {runtime}"),
+            "add it to daemon.json",
         ));
     };
     if is_installed(&binary) {
         return None;
     }
     let binary = binary.display();
-    Some(format!(
-        "runtime {runtime} is not installed: there is no {binary} in the search path; install it"
+    Some(Finding::problem(
+        Code::Runtime,
+        format!("runtime {runtime} is not installed: there is no {binary} in the search path"),
+        "install it",
     ))
 }
 
 /// What the container needs of the host itself: paths, devices, ports.
-pub(super) async fn of_host(container: &Container) -> Vec<String> {
+pub(super) async fn of_host(container: &Container) -> Vec<Finding> {
     let mut reasons = Vec::new();
     for mount in container.mounts.iter().filter(|mount| mount.kind == "bind") {
         if !Path::new(&mount.source).exists() {
             let (source, target) = (&mount.source, &mount.target);
-            reasons.push(format!(
-                "bind mount {target}: {source} does not exist on this host; create it"
+            reasons.push(Finding::problem(
+                Code::BindSource,
+                format!("bind mount {target}: {source} does not exist on this host"),
+                "create it, with what is in it",
             ));
         }
     }
@@ -155,7 +200,11 @@ pub(super) async fn of_host(container: &Container) -> Vec<String> {
     for device in host["Devices"].as_array().into_iter().flatten() {
         let path = text(&device["PathOnHost"]);
         if !path.is_empty() && !Path::new(path).exists() {
-            reasons.push(format!("device {path} does not exist on this host"));
+            reasons.push(Finding::problem(
+                Code::Device,
+                format!("device {path} does not exist on this host"),
+                "choose a host that has it",
+            ));
         }
     }
     for (container_port, bindings) in host["PortBindings"].as_object().into_iter().flatten() {
@@ -179,7 +228,7 @@ pub(super) fn subnets(network: &Value) -> Vec<String> {
 }
 
 /// Whether a published port is free, by taking it for a moment. A port left to Docker's choice always is.
-async fn of_port(protocol: &str, address: &str, port: &str) -> Option<String> {
+async fn of_port(protocol: &str, address: &str, port: &str) -> Option<Finding> {
     let port: u16 = port.parse().ok().filter(|port| *port != 0)?;
     let address = if address.is_empty() {
         Ipv4Addr::UNSPECIFIED.into()
@@ -192,8 +241,10 @@ async fn of_port(protocol: &str, address: &str, port: &str) -> Option<String> {
         "udp" => UdpSocket::bind(place).await.err(),
         _ => None,
     }?;
-    Some(format!(
-        "published port {place}/{protocol} cannot be taken: {taken}; free it or publish another"
+    Some(Finding::problem(
+        Code::Port,
+        format!("published port {place}/{protocol} cannot be taken: {taken}"),
+        "free it or publish another",
     ))
 }
 
@@ -222,6 +273,10 @@ mod tests {
     use super::*;
     use crate::engine::Mount;
 
+    fn joined(findings: &[Finding]) -> String {
+        findings.iter().map(ToString::to_string).collect()
+    }
+
     fn macvlan() -> Network {
         Network {
             name: "lan".into(),
@@ -249,7 +304,7 @@ mod tests {
 
     #[test]
     fn each_difference_of_a_network_is_told_with_its_remedy() {
-        let told = |found: Option<&Value>| of_network(&macvlan(), found).concat();
+        let told = |found: Option<&Value>| joined(&of_network(&macvlan(), found));
         let missing = told(None);
         assert!(
             missing.ends_with("docker network create -d macvlan --subnet 10.78.9.0/24 lan"),
@@ -284,6 +339,7 @@ mod tests {
         assert!(
             of_name(&web, &same)
                 .unwrap()
+                .text
                 .contains("named web is there already (exited)")
         );
     }
@@ -298,10 +354,20 @@ mod tests {
             target: "/d".into(),
         });
         container.description["HostConfig"]["PidMode"] = "container:b769cf91efde0767".into();
+        container.description["HostConfig"]["DeviceRequests"] = json!([{ "Driver": "nvidia", "Count": -1 }]);
         let reasons = of_configuration(&container);
-        assert_eq!(reasons.len(), 2, "{reasons:?}");
-        assert!(reasons[0].starts_with("volumes are not moved yet: data at /d"));
-        assert!(reasons[1].contains("the processes of container b769cf91efde,"));
+        assert_eq!(reasons.len(), 3, "{reasons:?}");
+        assert_eq!(reasons[2].code, Code::DeviceRequest);
+        assert!(
+            reasons[0]
+                .text
+                .starts_with("volumes are not moved yet: data at /d")
+        );
+        assert!(
+            reasons[1]
+                .text
+                .contains("the processes of container b769cf91efde,")
+        );
     }
 
     #[test]
@@ -310,11 +376,14 @@ mod tests {
         assert_eq!(of_runtime("runc", &known), None);
         let reason = of_runtime("io.containerd.nonesuch.v9", &known).unwrap();
         assert!(
-            reason.contains("there is no containerd-shim-nonesuch-v9"),
+            reason.text.contains("there is no containerd-shim-nonesuch-v9"),
             "{reason}"
         );
         let reason = of_runtime("nonesuch", &known).unwrap();
-        assert!(reason.contains("docker knows no runtime nonesuch"), "{reason}");
+        assert!(
+            reason.text.contains("docker knows no runtime nonesuch"),
+            "{reason}"
+        );
         let aliased = json!({ "alias": { "runtimeType": "/nonexistent/shim" } });
         assert!(of_runtime("alias", &aliased).is_some());
     }
@@ -328,9 +397,7 @@ mod tests {
         container.description["HostConfig"]["PortBindings"] = bindings;
         let reasons = of_host(&container).await;
         assert!(
-            reasons
-                .concat()
-                .contains(&format!("127.0.0.1:{port}/tcp cannot be taken")),
+            joined(&reasons).contains(&format!("127.0.0.1:{port}/tcp cannot be taken")),
             "{reasons:?}"
         );
         drop(holder);
@@ -349,9 +416,7 @@ mod tests {
         container.mounts[0].source = "/nonexistent/path".into();
         let reasons = of_host(&container).await;
         assert!(
-            reasons
-                .concat()
-                .contains("/nonexistent/path does not exist on this host"),
+            joined(&reasons).contains("/nonexistent/path does not exist on this host"),
             "{reasons:?}"
         );
     }

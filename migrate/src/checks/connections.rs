@@ -4,15 +4,17 @@
 //! It looks at the container's own sockets only, so that a container in the host's network is not judged by the
 //! host's connections. It changes nothing, and does not decide what becomes of a connection.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::fs;
 use std::net::{IpAddr, Ipv6Addr};
 use std::path::Path;
 
 use godwit_runtime::options::{CheckpointOptions, HOST_FILE, HostLayers, Layer, Tcp};
 
-use crate::checks::processes_of;
+use super::annotations;
+use super::proc::Proc;
 use crate::engine::Container;
+use crate::finding::{Code, Finding};
 
 /// More connections than this are counted, not named.
 const MAX_NAMED: usize = 3;
@@ -29,11 +31,9 @@ struct Connection {
 }
 
 /// Why the connections of `container`, whose first process is `pid`, forbid a move; `None` if they do not.
-pub fn objection(container: &Container, pid: u32) -> Option<String> {
-    match tcp_option(container) {
-        Ok(Tcp::Established) => {}
-        Ok(Tcp::Close) => return None,
-        Err(reason) => return Some(reason),
+pub fn objection(container: &Container, option: Tcp, pid: u32) -> Option<Finding> {
+    if option == Tcp::Close {
+        return None;
     }
     let staying: Vec<String> = connections_of(pid)
         .into_iter()
@@ -54,22 +54,22 @@ pub fn objection(container: &Container, pid: u32) -> Option<String> {
     } else {
         format!(" and {n_more} more")
     };
-    Some(format!(
-        "{} has TCP connections on an address that cannot move with it ({named}{more}): put it into a network with a \
-         subnet that both hosts share (macvlan), or start it with --annotation io.godwit.checkpoint.tcp=close and they \
-         are closed",
-        container.name
+    Some(Finding::problem(
+        Code::TcpConnections,
+        format!(
+            "{} has TCP connections on an address that cannot move with it ({named}{more})",
+            container.name
+        ),
+        "put it into a network with a subnet that both hosts share (macvlan), or start it with --annotation \
+         io.godwit.checkpoint.tcp=close and they are closed",
     ))
 }
 
-/// What is to become of its connections, by the container's annotations over this host's file.
-fn tcp_option(container: &Container) -> Result<Tcp, String> {
-    let annotations = &container.description["HostConfig"]["Annotations"];
-    let annotations: HashMap<String, String> =
-        serde_json::from_value(annotations.clone()).unwrap_or_default();
-    let layer = Layer::from_annotations(&annotations).map_err(|error| error.to_string())?;
+/// What a dump of the container would be told, by its annotations over this host's file; or what they cannot say.
+pub fn options(container: &Container) -> Result<CheckpointOptions, String> {
+    let layer = Layer::from_annotations(&annotations(container)).map_err(|error| error.to_string())?;
     let host = HostLayers::read(Path::new(HOST_FILE)).map_err(|error| error.to_string())?;
-    Ok(CheckpointOptions::resolve(&[&layer, &host.checkpoint]).tcp)
+    Ok(CheckpointOptions::resolve(&[&layer, &host.checkpoint]))
 }
 
 /// Whether the container will have this address on any host. An IPv6 address counts as its network's IPv4 one does,
@@ -102,19 +102,11 @@ fn connections_of(pid: u32) -> Vec<Connection> {
 
 /// The inodes of the sockets that processes of the container have open.
 fn sockets_of(pid: u32) -> BTreeSet<u64> {
-    let mut inodes = BTreeSet::new();
-    for pid in processes_of(pid) {
-        let Ok(descriptors) = fs::read_dir(format!("/proc/{pid}/fd")) else {
-            continue;
-        };
-        inodes.extend(descriptors.flatten().filter_map(|descriptor| {
-            let target = fs::read_link(descriptor.path()).ok()?;
-            target
-                .to_str()?
-                .strip_prefix("socket:[")?
-                .strip_suffix(']')?
-                .parse::<u64>()
-                .ok()
+    let (proc, mut inodes) = (Proc::default(), BTreeSet::new());
+    for pid in proc.processes(pid) {
+        inodes.extend(proc.descriptors(pid).iter().filter_map(|descriptor| {
+            let inode = descriptor.target.strip_prefix("socket:[")?.strip_suffix(']')?;
+            inode.parse::<u64>().ok()
         }));
     }
     inodes
@@ -222,8 +214,9 @@ mod tests {
 
     #[test]
     fn the_annotation_says_what_becomes_of_connections_and_a_misspelt_one_is_told() {
-        assert_eq!(tcp_option(&container("", false, None)), Ok(Tcp::Established));
-        assert_eq!(tcp_option(&container("", false, Some("close"))), Ok(Tcp::Close));
-        assert!(tcp_option(&container("", false, Some("closed"))).is_err());
+        let tcp = |annotation| options(&container("", false, annotation)).map(|options| options.tcp);
+        assert_eq!(tcp(None), Ok(Tcp::Established));
+        assert_eq!(tcp(Some("close")), Ok(Tcp::Close));
+        assert!(tcp(Some("closed")).is_err());
     }
 }

@@ -1,0 +1,274 @@
+//! The programs that dump and restore: whether they are there, how old they are, and what they can do on this kernel.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::Duration;
+
+use tokio::process::Command;
+use tokio::time::timeout;
+
+use crate::finding::{Code, Finding};
+use crate::host::Tools;
+
+/// The oldest CRIU that dumps TCP sockets on today's kernels: since Linux 6.16 older ones are refused SO_PASSCRED.
+const MIN_CRIU: (u32, u32) = (4, 2);
+
+/// The oldest runC that was tried.
+const MIN_RUNC: (u32, u32) = (1, 1);
+
+/// A program that cannot say its version in this time hangs; a user waits for the answer.
+const VERSION_DEADLINE: Duration = Duration::from_secs(2);
+
+/// What CRIU is asked for by name, the mode of a move that rests on it, and what cannot be done without.
+pub const FEATURES: &[(&str, Option<&str>, &str)] = &[
+    (
+        "mem_dirty_track",
+        Some("pre"),
+        "memory cannot be copied beforehand (mode pre)",
+    ),
+    (
+        "uffd-noncoop",
+        Some("post"),
+        "memory cannot be fetched afterwards (mode post)",
+    ),
+    (
+        "network_lock_nftables",
+        None,
+        "connections are locked by iptables, which takes longer",
+    ),
+];
+
+/// What this host's programs say.
+#[derive(Clone, Debug)]
+pub struct Versions {
+    /// CRIU's version, or why there is none.
+    pub criu: Result<String, String>,
+    /// Which of [`FEATURES`] CRIU has on this kernel.
+    pub features: BTreeSet<String>,
+    /// runC's version, or why there is none.
+    pub runc: Result<String, String>,
+}
+
+impl Default for Versions {
+    fn default() -> Self {
+        Self {
+            criu: Err("not asked".into()),
+            features: BTreeSet::new(),
+            runc: Err("not asked".into()),
+        }
+    }
+}
+
+/// Asks the programs, all at once.
+pub async fn ask(tools: &Tools) -> Versions {
+    let feature = async |name: &str| {
+        let said = output_of(&tools.criu, &["check", "--feature", name]).await;
+        said.is_ok().then(|| name.to_owned())
+    };
+    let [dirty, lazy, nft] = [FEATURES[0].0, FEATURES[1].0, FEATURES[2].0];
+    let (criu, runc, one, two, three) = tokio::join!(
+        output_of(&tools.criu, &["--version"]),
+        output_of(&tools.runc, &["--version"]),
+        feature(dirty),
+        feature(lazy),
+        feature(nft),
+    );
+    Versions {
+        criu: criu.map(|text| labelled(&text, "Version:")),
+        features: [one, two, three].into_iter().flatten().collect(),
+        runc: runc.map(|text| labelled(&text, "runc version")),
+    }
+}
+
+/// Why this host cannot dump or restore at all.
+pub fn objections(versions: &Versions) -> Vec<Finding> {
+    let mut findings = judge(versions);
+    findings.retain(|finding| finding.level != crate::finding::Level::Ok);
+    findings
+}
+
+/// What is to be said of both programs.
+pub fn judge(versions: &Versions) -> Vec<Finding> {
+    let wanted = format!("install criu {}.{} or newer", MIN_CRIU.0, MIN_CRIU.1);
+    let criu = match &versions.criu {
+        Err(reason) => Finding::problem(Code::Criu, format!("CRIU is missing ({reason})"), wanted),
+        Ok(text) => match two_numbers(text) {
+            Some(found) if found >= MIN_CRIU => Finding::ok(Code::Criu, format!("CRIU {text}")),
+            Some((major, minor)) => Finding::problem(
+                Code::Criu,
+                format!(
+                    "CRIU {major}.{minor} is too old: {}.{} or newer is needed, older ones cannot keep TCP connections",
+                    MIN_CRIU.0, MIN_CRIU.1
+                ),
+                wanted,
+            ),
+            None => Finding::problem(
+                Code::Criu,
+                format!("CRIU does not say its version but {text:?}"),
+                wanted,
+            ),
+        },
+    };
+    let runc = match &versions.runc {
+        Err(reason) => Finding::problem(Code::Runc, format!("runC is missing ({reason})"), "install runc"),
+        Ok(text) => match two_numbers(text) {
+            Some(found) if found < MIN_RUNC => Finding::warning(
+                Code::Runc,
+                format!("runC {text} is older than any that was tried"),
+                format!("install runc {}.{} or newer", MIN_RUNC.0, MIN_RUNC.1),
+            ),
+            _ => Finding::ok(Code::Runc, format!("runC {text}")),
+        },
+    };
+    vec![criu, runc]
+}
+
+/// What CRIU can do here, and what not.
+pub fn features(versions: &Versions) -> Vec<Finding> {
+    if versions.criu.is_err() {
+        return Vec::new();
+    }
+    let say = |(name, _, without): &(&str, Option<&str>, &str)| {
+        if versions.features.contains(*name) {
+            Finding::ok(Code::CriuFeatures, format!("CRIU has {name}"))
+        } else {
+            let remedy =
+                format!("see `criu check --feature {name}`; it needs a kernel or programs that have it");
+            Finding::warning(
+                Code::CriuFeatures,
+                format!("CRIU has no {name}: {without}"),
+                remedy,
+            )
+        }
+    };
+    FEATURES.iter().map(say).collect()
+}
+
+/// CRIU's own look at this kernel.
+pub async fn check(tools: &Tools) -> Finding {
+    match output_of(&tools.criu, &["check"]).await {
+        Ok(_) => Finding::ok(Code::CriuFeatures, "`criu check` finds nothing missing"),
+        Err(reason) => Finding::problem(
+            Code::CriuFeatures,
+            format!("`criu check` finds this kernel lacking: {reason}"),
+            "run it as root for the whole list; a kernel needs CONFIG_CHECKPOINT_RESTORE",
+        ),
+    }
+}
+
+/// What a program prints; otherwise why not, with the first error it names.
+pub async fn output_of(program: &Path, arguments: &[&str]) -> Result<String, String> {
+    let shown = || format!("`{} {}`", program.display(), arguments.join(" "));
+    let run = Command::new(program).args(arguments).kill_on_drop(true).output();
+    match timeout(VERSION_DEADLINE, run).await {
+        Ok(Ok(output)) if output.status.success() => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
+        Ok(Ok(output)) => {
+            let said = [output.stderr, output.stdout].concat();
+            let said = String::from_utf8_lossy(&said);
+            let error = said
+                .lines()
+                .find(|line| line.contains("Error"))
+                .unwrap_or_default();
+            let error = error.split_once("Error").map_or("", |(_, error)| error);
+            let separator = if error.is_empty() { "" } else { ": error" };
+            Err(format!(
+                "{} ended with {}{separator}{error}",
+                shown(),
+                output.status
+            ))
+        }
+        Ok(Err(error)) => Err(format!("{}: {error}", program.display())),
+        Err(_) => Err(format!("{} hangs", shown())),
+    }
+}
+
+/// What stands behind `label`, or else all of it.
+fn labelled(text: &str, label: &str) -> String {
+    let line = text.lines().find_map(|line| line.strip_prefix(label));
+    line.unwrap_or(text).trim().to_owned()
+}
+
+/// The first two numbers of a version: `4.2-rc1` is 4 and 2.
+pub fn two_numbers(version: &str) -> Option<(u32, u32)> {
+    let mut numbers = version.trim_start_matches('v').split('.').map(|part| {
+        let digits: String = part.chars().take_while(char::is_ascii_digit).collect();
+        digits.parse().ok()
+    });
+    Some((numbers.next()??, numbers.next().flatten().unwrap_or(0)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn versions(criu: &str, runc: &str) -> Versions {
+        Versions {
+            criu: Ok(criu.into()),
+            features: ["uffd-noncoop".to_owned()].into(),
+            runc: Ok(runc.into()),
+        }
+    }
+
+    #[test]
+    fn versions_are_understood() {
+        assert_eq!(
+            two_numbers(&labelled("Version: 4.2.1\nGitID: v4.2.1\n", "Version:")),
+            Some((4, 2))
+        );
+        assert_eq!(two_numbers("4.2-rc1"), Some((4, 2)));
+        assert_eq!(two_numbers("5"), Some((5, 0)));
+        assert_eq!(two_numbers("v2.1.9"), Some((2, 1)));
+        assert_eq!(two_numbers("6.18.44-fc"), Some((6, 18)));
+        assert_eq!(two_numbers("no such thing"), None);
+    }
+
+    #[test]
+    fn old_programs_are_told() {
+        assert!(objections(&versions("4.2.1", "1.3.6")).is_empty());
+        let told = objections(&versions("4.1.1", "1.0.3"));
+        assert!(
+            told[0].is_problem() && told[0].text.contains("CRIU 4.1 is too old: 4.2"),
+            "{told:?}"
+        );
+        assert!(!told[1].is_problem() && told[1].code == Code::Runc, "{told:?}");
+    }
+
+    #[test]
+    fn a_missing_feature_says_what_cannot_be_done() {
+        let told = features(&versions("4.2", "1.3"));
+        assert!(
+            told[0]
+                .to_string()
+                .contains("no mem_dirty_track: memory cannot be copied beforehand"),
+            "{told:?}"
+        );
+        assert_eq!(told[1].level, crate::finding::Level::Ok);
+    }
+
+    #[tokio::test]
+    async fn a_missing_criu_is_said_so() {
+        let tools = Tools {
+            criu: "/nonexistent/criu".into(),
+            runc: "/bin/true".into(),
+        };
+        let told = objections(&ask(&tools).await);
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert!(
+            told[0].text.contains("CRIU is missing (/nonexistent/criu"),
+            "{told:?}"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_program_that_fails_is_quoted() {
+        let said = output_of(
+            Path::new("/bin/sh"),
+            &["-c", "echo 'Error (x.c:1): no way' >&2; exit 3"],
+        )
+        .await;
+        assert!(
+            said.unwrap_err()
+                .ends_with("ended with exit status: 3: error (x.c:1): no way")
+        );
+    }
+}
