@@ -96,8 +96,7 @@ pub fn cgroup_version() -> u8 {
 /// Why a container that sees its host's cgroups cannot go from one version of them to the other: CRIU finds nothing to
 /// mount in their place.
 pub fn cgroups(container: &Container, there: u8, here: u8) -> Option<String> {
-    let private = container.description["HostConfig"]["CgroupnsMode"] == "private";
-    (there != here && !private).then(|| {
+    (there != here && container.sees_host_cgroups()).then(|| {
         format!(
             "it was started on cgroup v{there} and this host has v{here}: it sees its host's cgroups and cannot be \
              restored here; start it with --cgroupns=private"

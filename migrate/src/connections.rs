@@ -4,7 +4,7 @@
 //! It looks at the container's own sockets only, so that a container in the host's network is not judged by the
 //! host's connections. It changes nothing, and does not decide what becomes of a connection.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::fs;
 use std::net::{IpAddr, Ipv6Addr};
 use std::path::Path;
@@ -64,10 +64,7 @@ pub fn objection(container: &Container, pid: u32) -> Option<String> {
 
 /// What is to become of its connections, by the container's annotations over this host's file.
 fn tcp_option(container: &Container) -> Result<Tcp, String> {
-    let annotations = &container.description["HostConfig"]["Annotations"];
-    let annotations: HashMap<String, String> =
-        serde_json::from_value(annotations.clone()).unwrap_or_default();
-    let layer = Layer::from_annotations(&annotations).map_err(|error| error.to_string())?;
+    let layer = Layer::from_annotations(&container.annotations()).map_err(|error| error.to_string())?;
     let host = HostLayers::read(Path::new(HOST_FILE)).map_err(|error| error.to_string())?;
     Ok(CheckpointOptions::resolve(&[&layer, &host.checkpoint]).tcp)
 }

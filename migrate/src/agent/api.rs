@@ -25,6 +25,7 @@ use crate::agent::peers::unknown_host;
 use crate::agent::registry::MigrationView;
 use crate::agent::{Agent, registry};
 use crate::clock::Report;
+use crate::engine::set::Choice;
 use crate::engine::{Container, EngineError};
 use crate::failure::Failure;
 use crate::journal::Found;
@@ -47,6 +48,12 @@ pub struct MigrateRequest {
     pub container: String,
     /// The host to move it to, as the agent's configuration names it.
     pub destination: String,
+    /// `docker`, `containerd` or `auto`: whose container it is.
+    #[serde(default)]
+    pub engine: Choice,
+    /// containerd's namespace, if not `default`; means containerd.
+    #[serde(default)]
+    pub namespace: Option<String>,
 }
 
 /// `GET /v1/version`.
@@ -73,6 +80,8 @@ pub struct ContainerView {
     pub running: bool,
     /// The runtime it was started with.
     pub runtime: String,
+    /// Whose it is: `docker` or `containerd`.
+    pub engine: String,
     /// The shim's word for its state; `None` if it runs under no shim of Godwit.
     pub state: Option<String>,
 }
@@ -110,7 +119,8 @@ async fn container(
     State(agent): State<Arc<Agent>>,
     Path(name): Path<String>,
 ) -> Result<Json<ContainerView>, Refusal> {
-    let container = agent.host.engine.inspect(&name).await?;
+    let engines = &agent.host.engines;
+    let container = engines.find(Choice::Auto, None, &name).await?;
     let shims = &agent.host.shims;
     let found = shims
         .find(Role::Source, &container.namespace, &container.id)
@@ -124,6 +134,7 @@ async fn container(
         name: container.name,
         running: container.running,
         runtime: container.runtime,
+        engine: container.engine,
         state,
     }))
 }
@@ -188,7 +199,10 @@ async fn migrate(
             "the agent is stopping".into(),
         ));
     }
-    let container = agent.host.engine.inspect(&request.container).await?;
+    let engines = &agent.host.engines;
+    let container = engines
+        .find(request.engine, request.namespace.as_deref(), &request.container)
+        .await?;
     let busy =
         |error: registry::Busy| Refusal(StatusCode::CONFLICT, format!("{}: {error}", request.container));
     let claim = agent
@@ -350,7 +364,7 @@ struct Refusal(StatusCode, String);
 impl From<EngineError> for Refusal {
     fn from(error: EngineError) -> Self {
         let status = match error {
-            EngineError::NoSuchContainer(_) => StatusCode::NOT_FOUND,
+            EngineError::NoSuchContainer(_) | EngineError::Unknown(_) => StatusCode::NOT_FOUND,
             EngineError::Unreachable { .. } | EngineError::Refused { .. } | EngineError::Broken { .. } => {
                 StatusCode::BAD_GATEWAY
             }

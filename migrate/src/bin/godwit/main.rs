@@ -13,7 +13,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use godwit_migrate::agent::api::MigrateRequest;
 use godwit_migrate::config::AgentConfig;
+use godwit_migrate::engine::set::Choice;
 use godwit_migrate::{agent, ca};
 use tokio_util::sync::CancellationToken;
 
@@ -57,6 +59,12 @@ enum Command {
         /// Print one JSON object a line: every phase, and the report or the error at last.
         #[arg(long)]
         json: bool,
+        /// Whose container it is: docker, containerd or auto, the first that knows it.
+        #[arg(long, default_value_t)]
+        engine: Choice,
+        /// containerd's namespace, if not `default`; the same as NAMESPACE/ID.
+        #[arg(long)]
+        namespace: Option<String>,
         #[command(flatten)]
         agent: AgentSocket,
     },
@@ -115,8 +123,18 @@ fn main() -> ExitCode {
             container,
             host,
             json,
+            engine,
+            namespace,
             agent,
-        } => block_on(migrate::run(&agent.socket, container, host, json)),
+        } => {
+            let request = MigrateRequest {
+                container,
+                destination: host,
+                engine,
+                namespace,
+            };
+            block_on(migrate::run(&agent.socket, &request, json))
+        }
         Command::Migrations { json, agent } => block_on(show::migrations(&agent.socket, json)),
         Command::Setup(order) => setup::run(&order),
         Command::Ca(command) => run_ca(command).map(|()| ExitCode::SUCCESS),

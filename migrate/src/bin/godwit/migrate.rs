@@ -27,18 +27,9 @@ const EXIT_ABORTED: u8 = 130;
 /// An event has some kilobytes at most; a line beyond this is not the agent's.
 const MAX_LINE_BYTES: usize = 1 << 20;
 
-/// Moves `container` to `host` and shows how.
-pub(crate) async fn run(
-    socket: &Path,
-    container: String,
-    host: String,
-    json: bool,
-) -> anyhow::Result<ExitCode> {
-    let request = MigrateRequest {
-        container,
-        destination: host,
-    };
-    let response = client::send(socket, Method::POST, "/v1/migrations", Some(&request)).await?;
+/// Moves a container and shows how.
+pub(crate) async fn run(socket: &Path, request: &MigrateRequest, json: bool) -> anyhow::Result<ExitCode> {
+    let response = client::send(socket, Method::POST, "/v1/migrations", Some(request)).await?;
     let mut lines = Lines::new(response.into_body());
     let view = View::new(json);
     let mut abort = Abort::new(socket);

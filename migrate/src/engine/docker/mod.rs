@@ -21,6 +21,9 @@ use super::{Container, Created, Engine, EngineError, Mount, Network, Source};
 use create::Addresses;
 use http::{Client, ENGINE, broken};
 
+/// This engine's name.
+pub const NAME: &str = ENGINE;
+
 /// Where Docker listens unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/var/run/docker.sock";
 
@@ -124,6 +127,10 @@ impl Docker {
 
 #[async_trait]
 impl Engine for Docker {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
     async fn inspect(&self, container: &str) -> Result<Container, EngineError> {
         let description = self.describe(container).await?;
         let mut networks = Vec::new();
@@ -167,9 +174,9 @@ impl Engine for Docker {
         Ok(reasons)
     }
 
-    async fn has_image(&self, image_id: &str) -> Result<bool, EngineError> {
-        let found = self.image(image_id).await?;
-        Ok(found.is_some_and(|image| image["Id"] == image_id))
+    async fn has_image(&self, container: &Container) -> Result<bool, EngineError> {
+        let found = self.image(&container.image_id).await?;
+        Ok(found.is_some_and(|image| image["Id"] == *container.image_id))
     }
 
     async fn export_image(&self, container: &Container) -> Result<Source, EngineError> {
@@ -184,7 +191,7 @@ impl Engine for Docker {
         self.client.download(&format!("/images/{image}/get")).await
     }
 
-    async fn import_image(&self, stream: Source) -> Result<(), EngineError> {
+    async fn import_image(&self, _container: &Container, stream: Source) -> Result<(), EngineError> {
         const PATH: &str = "/images/load?quiet=1";
         let answer = self.client.upload(PATH, stream, IMPORT_DEADLINE).await?;
         image::check_loaded(&answer).map_err(|reason| broken(&format!("POST {PATH}"), reason))
@@ -214,13 +221,14 @@ impl Engine for Docker {
         }
     }
 
-    async fn start(&self, id: &str) -> Result<(), EngineError> {
+    async fn start(&self, created: &Created, _container: &Container) -> Result<(), EngineError> {
+        let id = created.id.as_str();
         let path = format!("/containers/{}/start", container_path(id)?);
         let answer = self.client.call(Method::POST, &path, None, START_DEADLINE).await;
         answer.map(drop).map_err(|error| absent_container(id, error))
     }
 
-    async fn remove(&self, id: &str) -> Result<(), EngineError> {
+    async fn remove(&self, _namespace: &str, id: &str) -> Result<(), EngineError> {
         let path = format!("/containers/{}?force=true&v=false", container_path(id)?);
         let give_up_at = Instant::now() + REMOVAL_DEADLINE;
         loop {
@@ -255,8 +263,8 @@ impl Engine for Docker {
         }
     }
 
-    async fn log_path(&self, id: &str) -> Result<Option<PathBuf>, EngineError> {
-        let description = self.describe(id).await?;
+    async fn log_path(&self, created: &Created) -> Result<Option<PathBuf>, EngineError> {
+        let description = self.describe(&created.id).await?;
         if description["HostConfig"]["LogConfig"]["Type"] != "json-file" {
             return Ok(None);
         }
