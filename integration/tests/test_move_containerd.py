@@ -177,9 +177,10 @@ class Everything(CtrMoveTest):
             self.addCleanup(host.run, "rm", "-f", log)
         self.load(BUSYBOX)
         script = "n=0; while :; do n=$((n+1)); echo said-$n; sleep 0.1; done"
-        self.ctr("run", "--detach", "--runtime", self.runtime, "--log-uri", f"file://{log}", BUSYBOX, name, "sh", "-c", script)
+        run_detached = ("ctr", "run", "--detach", "--runtime", self.runtime)
+        self.ha.run(*run_detached, "--log-uri", f"file://{log}", BUSYBOX, name, "sh", "-c", script)
         with_terminal = self.new_container()
-        with Terminal(self.ha, "ctr", "run", "--detach", "--tty", "--runtime", self.runtime, BUSYBOX, with_terminal, *COUNTER) as run:
+        with Terminal(self.ha, *run_detached, "--tty", BUSYBOX, with_terminal, *COUNTER) as run:
             self.assertEqual(0, run.exit_code(), run.output)
         self.soon("its log", lambda: "said-3" in self.ha.path(log).read_text())
         self.moved(name)
@@ -190,6 +191,21 @@ class Everything(CtrMoveTest):
         self.moved(with_terminal)
         self.goes_on_counting(with_terminal, before, self.hb)
         self.assertIn("/dev/pts/0", self.inside(with_terminal, "readlink", "/proc/1/fd/1", host=self.hb))
+
+    def test_hosts_need_no_docker(self) -> None:
+        name = self.run_ctr(*COUNTER)
+        before = self.count(name, self.ha)
+
+        def without_docker(text: str) -> str:
+            return f'docker_socket = "/nonexistent/docker.sock"\n{text}'
+
+        with self.agent_file(self.ha, "/etc/godwit/agent.toml", without_docker):
+            with self.agent_file(self.hb, "/etc/godwit/agent.toml", without_docker):
+                move = self.ctr_move("nobody")
+                self.assertEqual(1, move.code, move.said)
+                self.assertIn("no such container: nobody (docker does not answer", move.stderr)
+                self.moved(name)
+        self.goes_on_counting(name, before, self.hb)
 
     def test_another_namespace_is_chosen_by_option_or_name(self) -> None:
         name = self.run_ctr(*COUNTER, namespace="birds", options=("--null-io",))

@@ -6,8 +6,8 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::SNAPSHOTTER;
 use super::record::Record;
+use super::{SNAPSHOTTER, streams};
 use crate::engine::Container;
 use crate::engine::needs;
 
@@ -67,6 +67,16 @@ pub(super) fn of_host(container: &Container, record: &Record) -> Vec<String> {
         Some(binary) => reasons.extend(needs::missing_shim(&container.runtime, &binary)),
         None => reasons.push(format!("{} is no name of a runtime", container.runtime)),
     }
+    let streams = [
+        &record.streams.stdin,
+        &record.streams.stdout,
+        &record.streams.stderr,
+    ];
+    let files = streams.into_iter().filter_map(|stream| streams::file_of(stream));
+    reasons.extend(files.filter(|file| !file.exists()).map(|file| {
+        let file = file.display();
+        format!("a stream of it leads to {file}, which does not exist on this host; create it")
+    }));
     if let Some(logger) = logger_of(&record.streams.stdout).filter(|logger| !Path::new(logger).exists()) {
         reasons.push(format!(
             "its logger {logger} does not exist on this host; install it"

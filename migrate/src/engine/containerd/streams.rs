@@ -16,8 +16,14 @@ use super::record::Streams;
 /// Where clients put them, one directory for a container.
 const DIRECTORY: &str = "/run/containerd/fifo";
 
-/// The streams of a container at its new host: fifos in the place of fifos, anything else as it was. `key` tells it from
-/// the other containers of this host.
+/// The file that a stream is appended to, or somebody's own fifo: it must be on the new host already.
+pub(super) fn file_of(stream: &str) -> Option<&Path> {
+    let path = Path::new(stream);
+    (path.is_absolute() && !path.starts_with(DIRECTORY)).then_some(path)
+}
+
+/// The streams of a container at its new host: fifos in the place of a client's fifos, anything else as it was. `key`
+/// tells it from the other containers of this host.
 pub(super) fn make(streams: &Streams, key: &str) -> io::Result<Streams> {
     make_in(Path::new(DIRECTORY), streams, key)
 }
@@ -40,7 +46,7 @@ fn directory_of(root: &Path, key: &str) -> PathBuf {
 fn make_in(root: &Path, streams: &Streams, key: &str) -> io::Result<Streams> {
     let directory = directory_of(root, key);
     let fifo = |stream: &str, name: &str| {
-        if !stream.starts_with('/') {
+        if !stream.starts_with(DIRECTORY) {
             return Ok(stream.to_owned());
         }
         DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
@@ -94,6 +100,20 @@ mod tests {
         assert_eq!(make_in(root.path(), &there, "default-web").unwrap(), here);
         remove_in(root.path(), &[&here.stdin, &here.stdout, &here.stderr]);
         assert_eq!(fs::read_dir(root.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_file_stays_the_file_it_is() {
+        let root = tempfile::tempdir().unwrap();
+        let there = Streams {
+            stdout: "/var/log/web.out".into(),
+            ..Streams::default()
+        };
+        assert_eq!(make_in(root.path(), &there, "default-web").unwrap(), there);
+        assert_eq!(file_of(&there.stdout), Some(Path::new("/var/log/web.out")));
+        for other in ["", "file:///var/log/web", "/run/containerd/fifo/1/web-stdout"] {
+            assert_eq!(file_of(other), None, "{other}");
+        }
     }
 
     #[test]
