@@ -79,13 +79,9 @@ impl Containerd {
 
     /// A namespace in which containers may be touched.
     fn namespace<'a>(&'a self, name: &'a str) -> Result<Namespace<'a>, EngineError> {
-        let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-        if name == DOCKERS_NAMESPACE || name.is_empty() || !name.bytes().all(fits) {
-            return Err(broken(
-                &format!("namespace {name:?}"),
-                "Docker's containers are moved by Docker, and other names have letters, digits, . _ and -"
-                    .into(),
-            ));
+        if name == DOCKERS_NAMESPACE || !is_identifier(name) {
+            let reason = "Docker's containers are moved by Docker, and no other namespace is called so";
+            return Err(broken(&format!("namespace {name:?}"), reason.into()));
         }
         Ok(Namespace::new(&self.client, name))
     }
@@ -96,9 +92,6 @@ impl Containerd {
         namespace: Namespace<'_>,
         text: &str,
     ) -> Result<Option<proto::Container>, EngineError> {
-        if text.is_empty() {
-            return Ok(None);
-        }
         if let Some(exact) = namespace.container(text).await? {
             return Ok(Some(exact));
         }
@@ -223,6 +216,9 @@ impl Engine for Containerd {
         let (name, id) = container
             .split_once('/')
             .unwrap_or((DEFAULT_NAMESPACE, container));
+        if !is_identifier(name) || !is_identifier(id) {
+            return Err(EngineError::NoSuchContainer(container.to_owned()));
+        }
         let namespace = self.namespace(name)?;
         let Some(found) = self.find(namespace, id).await? else {
             let elsewhere = self.elsewhere(id).await?;
@@ -413,7 +409,43 @@ impl Engine for Containerd {
     }
 }
 
+/// Whether containerd would call a namespace or a container so: letters and digits, with single separators between them.
+fn is_identifier(text: &str) -> bool {
+    text.split(['.', '_', '-'])
+        .all(|part| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_alphanumeric()))
+}
+
 /// What tells the fifos of one container from those of another.
 fn stream_key(namespace: &str, id: &str) -> String {
     format!("{namespace}-{id}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn text_that_is_no_identifier_names_no_container_and_containerd_is_not_asked() {
+        let engine = Containerd::new("/nonexistent/containerd.sock".into());
+        for text in [
+            "",
+            "..",
+            "../images/json",
+            "a b",
+            "/web",
+            "web/",
+            "a/b/c",
+            "-web",
+            "web%2f",
+            "wéb",
+        ] {
+            let error = engine.inspect(text).await.unwrap_err();
+            assert!(
+                matches!(&error, EngineError::NoSuchContainer(said) if said == text),
+                "{text}: {error}"
+            );
+        }
+        let error = engine.inspect("birds/web_1.2-x").await.unwrap_err();
+        assert!(matches!(error, EngineError::Unreachable { .. }), "{error}");
+    }
 }
