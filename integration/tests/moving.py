@@ -38,8 +38,9 @@ PASSING = re.compile(r"(^|/)(criu|hold|gate)( |$)|runc.* (checkpoint|restore) ")
 class Move:
     """A running `godwit migrate --json`; its events are read as they come."""
 
-    def __init__(self, source: Host, container: str, target: str, *, json_lines: bool = True, mode: str = "auto") -> None:
-        self.argv = ["godwit", "migrate", container, target, "--mode", mode, *(["--json"] if json_lines else [])]
+    def __init__(self, source: Host, container: str, target: str, *, json_lines: bool = True, mode: str = "auto",
+                 options: tuple[str, ...] = ()) -> None:  # fmt: skip
+        self.argv = ["godwit", "migrate", container, target, "--mode", mode, *options, *(["--json"] if json_lines else [])]
         self._host = source
         self._began = time.monotonic()
         # A pid of the host's own is needed to interrupt it.

@@ -29,6 +29,8 @@ pub struct AgentConfig {
     pub peers: BTreeMap<String, Peer>,
     /// Docker's socket, if not the usual one.
     pub docker_socket: Option<PathBuf>,
+    /// containerd's socket, if not the usual one.
+    pub containerd_socket: Option<PathBuf>,
     /// What must survive a reboot: journals and verdicts.
     #[serde(default = "default_state_dir")]
     pub state_dir: PathBuf,

@@ -206,9 +206,11 @@ impl Destination {
             self.receive_layers(&offer).await?;
         }
         journal.note(Mark::Creating).await.map_err(noted)?;
-        let engine = Arc::clone(&self.host.engine);
-        let container = offer.container;
-        self.made.creating = Some(tokio::spawn(async move { engine.create(&container).await }));
+        let engine = self.host.engines.of(&offer.container.engine)?;
+        self.made.engine = Some(Arc::clone(&engine));
+        let container = Arc::new(offer.container);
+        let (creator, wanted) = (Arc::clone(&engine), Arc::clone(&container));
+        self.made.creating = Some(tokio::spawn(async move { creator.create(&wanted).await }));
         let creating = self.made.finish_creating();
         let created = self.link.during(creating).await?;
         journal
@@ -217,7 +219,7 @@ impl Destination {
             .map_err(noted)?;
 
         // The engine's description of a container that is being started may have to wait for the start.
-        let log = self.host.engine.log_path(&created.id).await?;
+        let log = engine.log_path(&created).await?;
         let log_wanted = log.is_some();
         self.link.send(Message::Made { log_wanted }).await?;
         if let Some(path) = log {
@@ -227,8 +229,10 @@ impl Destination {
             Lease::issue(&self.host.places, &created, &self.migration)
                 .map_err(|error| Problem::failed(error.to_string()))?,
         );
-        let (engine, id) = (Arc::clone(&self.host.engine), created.id.clone());
-        self.made.starting = Some(tokio::spawn(async move { engine.start(&id).await }));
+        let started = created.clone();
+        self.made.starting = Some(tokio::spawn(
+            async move { engine.start(&started, &container).await },
+        ));
         self.await_shim(&created).await?;
         if self.post_copy {
             // Before the freeze, which then need not wait for handshakes.
@@ -256,12 +260,11 @@ impl Destination {
             } => {}
             other => return Err(self.link.out_of_turn(&other)),
         }
-        let engine = Arc::clone(&self.host.engine);
-        self.link
-            .receive_bulk(|reader| async move { Ok(engine.import_image(Box::new(reader)).await?) })
-            .await?;
+        let engine = self.host.engines.of(&offer.container.engine)?;
+        let import = |reader| async { Ok(engine.import_image(&offer.container, Box::new(reader)).await?) };
+        self.link.receive_bulk(import).await?;
         let image = &offer.container.image_id;
-        if self.host.engine.has_image(image).await? {
+        if engine.has_image(&offer.container).await? {
             Ok(())
         } else {
             Err(Problem::failed(format!(
@@ -346,10 +349,11 @@ impl Destination {
         if let Some(starting) = self.made.starting.take() {
             let _ = timeout(deadlines::START_FAILED, starting).await;
         }
-        if let Some(created) = self.made.created.take() {
-            self.host
-                .engine
-                .remove(&created.id)
+        if let Some(created) = self.made.created.take()
+            && let Some(engine) = &self.made.engine
+        {
+            engine
+                .remove(&created.namespace, &created.id)
                 .await
                 .map_err(|error| error.to_string())?;
         }

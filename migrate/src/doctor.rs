@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::checks::facts::{self, Facts};
 use crate::checks::{system, tools};
 use crate::deadlines;
-use crate::engine::Engine;
+use crate::engine::set::Engines;
 use crate::failure::{Failure, Problem};
 use crate::finding::{self, Code, Finding};
 use crate::host::{Host, Tools};
@@ -54,8 +54,8 @@ pub struct Diagnosis {
 pub struct Subject<'a> {
     /// The host's name.
     pub name: &'a str,
-    /// Its engine.
-    pub engine: &'a dyn Engine,
+    /// Its engines.
+    pub engines: &'a Engines,
     /// Its programs.
     pub tools: &'a Tools,
     /// Where its images on their way go.
@@ -69,7 +69,7 @@ impl<'a> Subject<'a> {
     pub fn of(host: &'a Host, tls: &'a Path) -> Self {
         Self {
             name: &host.name,
-            engine: &*host.engine,
+            engines: &host.engines,
             tools: &host.tools,
             run: &host.places.run,
             tls,
@@ -95,7 +95,7 @@ pub async fn examine(subject: &Subject<'_>) -> Health {
         tools::ask(subject.tools),
         tools::check(subject.tools),
         system::nft(),
-        subject.engine.examine(),
+        subject.engines.examine(),
     );
     let facts = Facts::of_this_host(&versions);
     let mut findings = vec![system::kernel(&facts.kernel, &facts.architecture)];

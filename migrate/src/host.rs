@@ -10,7 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use crate::engine::Engine;
+use crate::engine::set::Engines;
 use crate::failure::Cause;
 use crate::link::Link;
 use crate::pages::serve::Board;
@@ -57,8 +57,8 @@ impl Default for Tools {
 pub struct Host {
     /// Its name, by which its peers know it.
     pub name: String,
-    /// Its container engine.
-    pub engine: Arc<dyn Engine>,
+    /// Its container engines.
+    pub engines: Engines,
     /// Its shims.
     pub shims: Arc<dyn Shims>,
     /// The other agents.

@@ -1,14 +1,18 @@
 //! What there is of a container on the host that is to take it over, while it is being made.
 
+use std::sync::Arc;
+
 use tokio::task::JoinHandle;
 
-use crate::engine::{Created, EngineError};
+use crate::engine::{Created, Engine, EngineError};
 use crate::failure::Problem;
 use crate::lease::Lease;
 
 /// What there is of the container on this host.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Made {
+    /// Who makes it.
+    pub engine: Option<Arc<dyn Engine>>,
     /// The engine's answer to create, which is never dropped half-way: what it made must be known to be removed.
     pub creating: Option<JoinHandle<Result<Created, EngineError>>>,
     /// What it made.

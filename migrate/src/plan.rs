@@ -161,11 +161,11 @@ pub async fn answer(host: &Host, mut link: Link, versions: &[u32]) {
 /// Destination: everything that speaks against this container here.
 pub async fn judge(host: &Host, offer: &Offer) -> Result<Answer, Problem> {
     let container = &offer.container;
-    let engine = &host.engine;
+    let engine = host.engines.of(&container.engine)?;
     let (versions, objections, image_here, storage) = tokio::join!(
         tools::ask(&host.tools),
         engine.objections(container),
-        engine.has_image(&container.image_id),
+        engine.has_image(container),
         engine.storage(),
     );
     let facts = Facts::of_this_host(&versions);
@@ -203,7 +203,8 @@ pub async fn judge(host: &Host, offer: &Offer) -> Result<Answer, Problem> {
 
 /// Source: everything that speaks against moving this container away.
 pub async fn look(host: &Host, container: &Container) -> Result<Own, Problem> {
-    let (versions, image_bytes) = tokio::join!(tools::ask(&host.tools), host.engine.image_bytes(container));
+    let engine = host.engines.of(&container.engine)?;
+    let (versions, image_bytes) = tokio::join!(tools::ask(&host.tools), engine.image_bytes(container));
     let source = Facts::of_this_host(&versions);
     let cgroup_version = source.cgroup_version;
     let mut findings = tools::objections(&versions);

@@ -14,7 +14,7 @@ use tokio::time::sleep;
 
 use crate::deadlines;
 use crate::drain;
-use crate::engine::{Container, Created};
+use crate::engine::{Container, Created, EngineError};
 use crate::failure::{Failure, Problem};
 use crate::host::Host;
 use crate::journal::{Found, Journal, Mark};
@@ -82,10 +82,7 @@ async fn recover_source(host: &Host, found: &Found) -> Result<&'static str, Stri
             drain::note_drained(host, migration).map_err(|error| error.to_string())?;
             finish_dump(host, container, None).await?;
         }
-        host.engine
-            .remove(&container.id)
-            .await
-            .map_err(|error| error.to_string())?;
+        remove_source(host, container).await?;
         remove_places(host, migration).await?;
         return Ok("committed, the container is at the destination");
     }
@@ -93,10 +90,7 @@ async fn recover_source(host: &Host, found: &Found) -> Result<&'static str, Stri
         finish_dump(host, container, None).await?;
     }
     if found.marks.iter().any(|mark| matches!(mark, Mark::Disarming)) {
-        host.engine
-            .rearm_restart(container)
-            .await
-            .map_err(|error| error.to_string())?;
+        rearm_restart(host, container).await?;
     }
     remove_places(host, migration).await?;
     Ok("undone, the container runs here")
@@ -125,6 +119,12 @@ async fn recover_destination(host: &Arc<Host>, found: &Found) -> Result<&'static
             note_broken(host, migration, &reason).await;
             return Err(reason);
         }
+        // The start that died with its agent may not have come so far.
+        let here = Container {
+            id: created.id.clone(),
+            ..found.opened.container.clone()
+        };
+        rearm_restart(host, &here).await?;
         if drain::is_fetching(host, &created).await {
             let relay =
                 Relay::resume(host, &found.opened.peer, migration).map_err(|error| error.to_string())?;
@@ -133,7 +133,7 @@ async fn recover_destination(host: &Arc<Host>, found: &Found) -> Result<&'static
         remove_places(host, migration).await?;
         return Ok("committed, the container runs here");
     }
-    undo_destination(host, migration, &created, None).await?;
+    undo_destination(host, migration, &found.opened.container.engine, &created).await?;
     Ok("undone, the container is at the source")
 }
 
@@ -221,45 +221,59 @@ pub async fn finish_restore(
 pub async fn undo_destination(
     host: &Host,
     migration: &MigrationId,
+    engine: &str,
     created: &Created,
-    shim: Option<Arc<dyn ShimClient>>,
 ) -> Result<(), String> {
     // First of all, because a shim that still awaits its image comes to no other end.
     ticket::withdraw(&host.places.tickets(), &created.namespace, &created.id)
         .map_err(|error| error.to_string())?;
-    let shim = match shim {
-        Some(shim) => Some(shim),
-        None => host
-            .shims
-            .find(Role::Destination, &created.namespace, &created.id)
-            .await
-            .unwrap_or(None),
-    };
-    if let Some(shim) = shim {
+    let shim = host
+        .shims
+        .find(Role::Destination, &created.namespace, &created.id)
+        .await;
+    if let Ok(Some(shim)) = shim {
         // What it says does not matter: the engine's removal ends whatever is left.
         if let Err(error) = shim.finish_restore().await {
             log::debug!("migration {migration}: {error}");
         }
     }
-    host.engine
-        .remove(&created.id)
-        .await
-        .map_err(|error| error.to_string())?;
+    remove(host, engine, &created.namespace, &created.id).await?;
     remove_places(host, migration).await
+}
+
+/// Source, commit: removes the container that was given away.
+pub async fn remove_source(host: &Host, container: &Container) -> Result<(), String> {
+    remove(host, &container.engine, &container.namespace, &container.id).await
+}
+
+/// Lets the engine start a container again as it was described.
+pub async fn rearm_restart(host: &Host, container: &Container) -> Result<(), String> {
+    let rearm = async { host.engines.of(&container.engine)?.rearm_restart(container).await };
+    rearm.await.map_err(|error| error.to_string())
+}
+
+async fn remove(host: &Host, engine: &str, namespace: &str, id: &str) -> Result<(), String> {
+    let remove = async { host.engines.of(engine)?.remove(namespace, id).await };
+    remove.await.map_err(|error| error.to_string())
 }
 
 /// Destination: an agent died between asking the engine for a container and writing down its id.
 async fn remove_unfinished(host: &Host, offered: &Container) -> Result<(), String> {
-    match host.engine.inspect(&offered.name).await {
-        // The plan had found the name free. A container of another image under it is somebody else's.
-        Ok(found) if !found.running && found.image_id == offered.image_id => host
-            .engine
-            .remove(&found.id)
-            .await
-            .map_err(|error| error.to_string()),
-        Ok(_) | Err(crate::engine::EngineError::NoSuchContainer(_)) => Ok(()),
-        Err(error) => Err(error.to_string()),
-    }
+    let remove = async {
+        let engine = host.engines.of(&offered.engine)?;
+        match engine.inspect(&offered.name).await {
+            // The plan had found the name free. A container of another image under it is somebody else's, and so is one
+            // whose id only begins like this name.
+            Ok(found)
+                if !found.running && found.image_id == offered.image_id && found.name == offered.name =>
+            {
+                engine.remove(&found.namespace, &found.id).await
+            }
+            Ok(_) | Err(EngineError::NoSuchContainer(_)) => Ok(()),
+            Err(error) => Err(error),
+        }
+    };
+    remove.await.map_err(|error| error.to_string())
 }
 
 /// Destination: what became of a move this host was ready for. Asks until somebody knows.

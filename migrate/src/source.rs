@@ -17,7 +17,7 @@ use crate::clock::{Bytes, Clock, Outcome, Report};
 use crate::container_log::Tail;
 use crate::deadlines;
 use crate::drain;
-use crate::engine::Container;
+use crate::engine::{Container, Created, Engine, EngineError};
 use crate::failure::{Cause, Failure, Problem};
 use crate::finding::{self, Level};
 use crate::host::Host;
@@ -255,7 +255,7 @@ impl Source {
         let post_copy = self.offering.is_some();
         self.link.send(Message::Prepare { post_copy }).await?;
         if self.image_wanted {
-            let layers = self.host.engine.export_image(&self.container).await?;
+            let layers = self.engine()?.export_image(&self.container).await?;
             self.bytes.layers = self.link.send_stream(Purpose::Layers, layers).await?;
         }
         match self.link.receive("made", deadlines::PREPARE).await? {
@@ -276,7 +276,7 @@ impl Source {
         let noted = |error| Problem::io("the journal", &error);
         journal.note(Mark::Disarming).await.map_err(noted)?;
         self.hold = Hold::Disarmed;
-        self.host.engine.disarm_restart(&self.container).await?;
+        self.engine()?.disarm_restart(&self.container).await?;
         journal.note(Mark::Freezing).await.map_err(noted)?;
         self.link.send(Message::Freezing).await?;
         match self.link.receive("synced", deadlines::SYNC).await? {
@@ -291,7 +291,7 @@ impl Source {
             return;
         }
         if self.hold == Hold::Disarmed
-            && let Err(error) = self.host.engine.rearm_restart(&self.container).await
+            && let Err(error) = recovery::rearm_restart(&self.host, &self.container).await
         {
             self.leftovers.push(format!(
                 "the restart policy of {} is `no`: {error}",
@@ -442,7 +442,7 @@ impl Source {
             Ok(other) => return self.unconfirmed(&self.link.out_of_turn(&other)),
             Err(problem) => return self.unconfirmed(&problem),
         }
-        if let Err(error) = self.host.engine.remove(&self.container.id).await {
+        if let Err(error) = recovery::remove_source(&self.host, &self.container).await {
             self.remarks
                 .push(format!("{} is not removed here: {error}", self.container.name));
         }
@@ -469,7 +469,11 @@ impl Source {
 
     /// Sends the log so far.
     async fn begin_log(&mut self) -> Result<(), Problem> {
-        let Some(path) = self.host.engine.log_path(&self.container.id).await? else {
+        let own = Created {
+            id: self.container.id.clone(),
+            namespace: self.container.namespace.clone(),
+        };
+        let Some(path) = self.engine()?.log_path(&own).await? else {
             return Err(Problem::failed(
                 "the destination keeps a log of a kind that is not kept here",
             ));
@@ -500,6 +504,10 @@ impl Source {
         {
             self.leftovers.push(reason);
         }
+    }
+
+    fn engine(&self) -> Result<Arc<dyn Engine>, EngineError> {
+        self.host.engines.of(&self.container.engine)
     }
 
     fn shim(&self) -> Result<Arc<dyn ShimClient>, Problem> {

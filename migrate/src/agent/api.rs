@@ -27,6 +27,7 @@ use crate::agent::registry::MigrationView;
 use crate::agent::{Agent, registry};
 use crate::clock::Report;
 use crate::doctor::{self, Diagnosis};
+use crate::engine::set::Choice;
 use crate::engine::{Container, EngineError};
 use crate::failure::Failure;
 use crate::finding::{self, Code, Finding};
@@ -55,6 +56,12 @@ pub struct MigrateRequest {
     /// How its memory goes over.
     #[serde(default)]
     pub mode: Mode,
+    /// `docker`, `containerd` or `auto`: whose container it is.
+    #[serde(default)]
+    pub engine: Choice,
+    /// containerd's namespace, if not `default`; means containerd.
+    #[serde(default)]
+    pub namespace: Option<String>,
 }
 
 /// `GET /v1/version`.
@@ -81,6 +88,8 @@ pub struct ContainerView {
     pub running: bool,
     /// The runtime it was started with.
     pub runtime: String,
+    /// Whose it is: `docker` or `containerd`.
+    pub engine: String,
     /// The shim's word for its state; `None` if it runs under no shim of Godwit.
     pub state: Option<String>,
 }
@@ -121,7 +130,8 @@ async fn container(
     State(agent): State<Arc<Agent>>,
     Path(name): Path<String>,
 ) -> Result<Json<ContainerView>, Refusal> {
-    let container = agent.host.engine.inspect(&name).await?;
+    let engines = &agent.host.engines;
+    let container = engines.find(Choice::Auto, None, &name).await?;
     let shims = &agent.host.shims;
     let found = shims
         .find(Role::Source, &container.namespace, &container.id)
@@ -135,6 +145,7 @@ async fn container(
         name: container.name,
         running: container.running,
         runtime: container.runtime,
+        engine: container.engine,
         state,
     }))
 }
@@ -234,7 +245,10 @@ async fn subject(agent: &Agent, request: &MigrateRequest) -> Result<Container, R
             "the agent is stopping".into(),
         ));
     }
-    Ok(agent.host.engine.inspect(&request.container).await?)
+    let engines = &agent.host.engines;
+    Ok(engines
+        .find(request.engine, request.namespace.as_deref(), &request.container)
+        .await?)
 }
 
 async fn migrate(
@@ -404,7 +418,7 @@ struct Refusal(StatusCode, String);
 impl From<EngineError> for Refusal {
     fn from(error: EngineError) -> Self {
         let status = match error {
-            EngineError::NoSuchContainer(_) => StatusCode::NOT_FOUND,
+            EngineError::NoSuchContainer(_) | EngineError::Unknown(_) => StatusCode::NOT_FOUND,
             EngineError::Unreachable { .. } | EngineError::Refused { .. } | EngineError::Broken { .. } => {
                 StatusCode::BAD_GATEWAY
             }

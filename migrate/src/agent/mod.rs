@@ -21,7 +21,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::AgentConfig;
-use crate::engine::docker::{DEFAULT_SOCKET, Docker};
+use crate::engine::containerd::Containerd;
+use crate::engine::docker::Docker;
+use crate::engine::set::Engines;
+use crate::engine::{containerd, docker};
 use crate::host::{Host, Tools};
 use crate::journal::Found;
 use crate::pages::serve::Board;
@@ -89,15 +92,23 @@ pub async fn run(config: AgentConfig, stop: CancellationToken) -> Result<(), Age
         .map_err(failed(format!("listening on {}", config.listen)))?;
 
     let (name, listen) = (config.name.clone(), config.listen);
-    let docker = config
-        .docker_socket
-        .clone()
-        .unwrap_or_else(|| DEFAULT_SOCKET.into());
+    let socket_of = |configured: Option<PathBuf>, default: &str| configured.unwrap_or_else(|| default.into());
+    // Neither need be there: whoever is not is no engine of any container.
+    let engines = Engines::new(vec![
+        Arc::new(Docker::new(socket_of(
+            config.docker_socket,
+            docker::DEFAULT_SOCKET,
+        ))),
+        Arc::new(Containerd::new(socket_of(
+            config.containerd_socket,
+            containerd::DEFAULT_SOCKET,
+        ))),
+    ]);
     let peers = Arc::new(TlsPeers::new(identity, config.peers));
     let agent = Arc::new(Agent {
         host: Arc::new(Host {
             name: config.name,
-            engine: Arc::new(Docker::new(docker)),
+            engines,
             shims: Arc::new(HostShims),
             peers: Arc::clone(&peers) as Arc<dyn crate::host::Peers>,
             board: Board::default(),

@@ -11,7 +11,6 @@ use std::path::Path;
 
 use godwit_runtime::options::{CheckpointOptions, HOST_FILE, HostLayers, Layer, Tcp};
 
-use super::annotations;
 use super::proc::Proc;
 use crate::engine::Container;
 use crate::finding::{Code, Finding};
@@ -67,7 +66,7 @@ pub fn objection(container: &Container, option: Tcp, pid: u32) -> Option<Finding
 
 /// What a dump of the container would be told, by its annotations over this host's file; or what they cannot say.
 pub fn options(container: &Container) -> Result<CheckpointOptions, String> {
-    let layer = Layer::from_annotations(&annotations(container)).map_err(|error| error.to_string())?;
+    let layer = Layer::from_annotations(&container.annotations()).map_err(|error| error.to_string())?;
     let host = HostLayers::read(Path::new(HOST_FILE)).map_err(|error| error.to_string())?;
     Ok(CheckpointOptions::resolve(&[&layer, &host.checkpoint]))
 }

@@ -25,8 +25,7 @@ pub fn ambiguous_runtime(container: &Container) -> Option<Finding> {
 /// Why a container that sees its host's cgroups cannot go from one version of them to the other: CRIU finds nothing to
 /// mount in their place.
 pub fn cgroups(container: &Container, there: u8, here: u8) -> Option<Finding> {
-    let private = container.description["HostConfig"]["CgroupnsMode"] == "private";
-    (there != here && !private).then(|| {
+    (there != here && container.sees_host_cgroups()).then(|| {
         Finding::problem(
             Code::Cgroups,
             format!(

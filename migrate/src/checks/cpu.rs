@@ -7,7 +7,6 @@
 
 use std::collections::BTreeSet;
 
-use crate::checks::annotations;
 use crate::engine::Container;
 use crate::finding::{Code, Finding};
 
@@ -56,7 +55,7 @@ pub fn missing(
     needed: &BTreeSet<String>,
     present: &BTreeSet<String>,
 ) -> Option<Finding> {
-    let said = annotations(container).remove(ANNOTATION);
+    let said = container.annotations().remove(ANNOTATION);
     if let Some(other) = said
         .as_deref()
         .filter(|said| !matches!(*said, "ignore" | "strict"))

@@ -14,13 +14,3 @@ pub mod room;
 pub mod security;
 pub mod system;
 pub mod tools;
-
-use std::collections::HashMap;
-
-use crate::engine::Container;
-
-/// The annotations a container was started with.
-pub(crate) fn annotations(container: &Container) -> HashMap<String, String> {
-    let annotations = &container.description["HostConfig"]["Annotations"];
-    serde_json::from_value(annotations.clone()).unwrap_or_default()
-}

@@ -1,10 +1,15 @@
 //! What a move asks of a container engine, whichever it is.
 //!
 //! An engine owns names, networks, images, layers and logs; it never sees a checkpoint image. Implementations: Docker
-//! (`docker`, its HTTP API on the unix socket).
+//! (`docker`, its HTTP API on the unix socket) and containerd (`containerd`, its gRPC API). Which of them a container
+//! belongs to is said by its `engine`, and found out by `set`.
 
+pub mod containerd;
 pub mod docker;
+mod needs;
+pub mod set;
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 
 use async_trait::async_trait;
@@ -16,17 +21,19 @@ use crate::finding::Finding;
 /// A running container as its engine knows it: all that is needed to make it again on another host.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Container {
-    /// `docker`.
+    /// `docker` or `containerd`: the name of its engine.
     pub engine: String,
     /// The engine's full id on this host.
     pub id: String,
-    /// The name a user gave it, without a leading slash.
+    /// The name by which this engine finds it again: Docker's name without a leading slash; with containerd its id, with
+    /// `NAMESPACE/` before it unless that is `default`.
     pub name: String,
-    /// containerd's namespace: `moby`.
+    /// containerd's namespace; of Docker's containers `moby`.
     pub namespace: String,
     /// The name its image was asked for by, e.g. `redis:8`; may be empty or an id.
     pub image_name: String,
-    /// The image's id (digest of its configuration), `sha256:…`.
+    /// The image's id, `sha256:…`: with Docker the digest of its configuration, with containerd that of its index or
+    /// manifest.
     pub image_id: String,
     /// The containerd runtime it runs under.
     pub runtime: String,
@@ -36,9 +43,33 @@ pub struct Container {
     pub networks: Vec<Network>,
     /// Bind mounts and volumes: host path or volume name, and the place in the container.
     pub mounts: Vec<Mount>,
-    /// The engine's own full description (Docker: the answer of `GET /containers/ID/json`), from which the
-    /// destination's engine builds its create request.
+    /// The engine's own full description (Docker: the answer of `GET /containers/ID/json`; containerd: its record of the
+    /// container), from which the destination's engine builds its create request.
     pub description: serde_json::Value,
+}
+
+impl Container {
+    /// Its OCI annotations.
+    pub fn annotations(&self) -> HashMap<String, String> {
+        let annotations = match self.engine.as_str() {
+            containerd::NAME => &self.description["spec"]["annotations"],
+            _ => &self.description["HostConfig"]["Annotations"],
+        };
+        serde_json::from_value(annotations.clone()).unwrap_or_default()
+    }
+
+    /// Whether it sees the cgroups of its host.
+    pub fn sees_host_cgroups(&self) -> bool {
+        if self.engine != containerd::NAME {
+            return self.description["HostConfig"]["CgroupnsMode"] != "private";
+        }
+        let spec = &self.description["spec"];
+        let has = |list: &serde_json::Value, kind: &str| {
+            let mut list = list.as_array().into_iter().flatten();
+            list.any(|entry| entry["type"] == kind)
+        };
+        has(&spec["mounts"], "cgroup") && !has(&spec["linux"]["namespaces"], "cgroup")
+    }
 }
 
 /// One network a container is attached to.
@@ -70,7 +101,7 @@ pub struct Mount {
     pub target: String,
 }
 
-/// A container made at the destination for a move, not yet started.
+/// A container on this host: one made at the destination for a move, or the source's own.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Created {
     /// The engine's full id on this host.
@@ -85,6 +116,9 @@ pub enum EngineError {
     /// The engine knows no such container.
     #[error("no such container: {0}")]
     NoSuchContainer(String),
+    /// The agent serves no engine of this name.
+    #[error("this agent serves no engine called {0}; are both agents of the same release?")]
+    Unknown(String),
     /// The engine does not answer.
     #[error("{engine} does not answer on {socket}: {source}")]
     Unreachable {
@@ -96,13 +130,13 @@ pub enum EngineError {
         source: std::io::Error,
     },
     /// The engine refused; `message` is what it said.
-    #[error("{engine} refused {request}: {message} (HTTP {status})")]
+    #[error("{engine} refused {request}: {message} (status {status})")]
     Refused {
         /// Which engine.
         engine: &'static str,
         /// Method and path, or call.
         request: String,
-        /// HTTP status or the like.
+        /// Of HTTP, or of gRPC.
         status: u16,
         /// The engine's own words.
         message: String,
@@ -127,6 +161,9 @@ pub type Sink = Box<dyn AsyncWrite + Send + Unpin>;
 /// The calls of a move. Every one has a deadline of its own inside.
 #[async_trait]
 pub trait Engine: Send + Sync {
+    /// Its name, as `Container::engine` has it.
+    fn name(&self) -> &'static str;
+
     /// Finds a container by name, id or unique prefix of its id.
     async fn inspect(&self, container: &str) -> Result<Container, EngineError>;
 
@@ -135,8 +172,8 @@ pub trait Engine: Send + Sync {
     /// runtime not installed, ports in use. A missing image is no reason.
     async fn objections(&self, container: &Container) -> Result<Vec<Finding>, EngineError>;
 
-    /// Whether the engine has the image with this id.
-    async fn has_image(&self, image_id: &str) -> Result<bool, EngineError>;
+    /// Whether the engine has the container's image.
+    async fn has_image(&self, container: &Container) -> Result<bool, EngineError>;
 
     /// What the layers of the container's image hold, about; `None` if the engine does not say.
     async fn image_bytes(&self, _container: &Container) -> Result<Option<u64>, EngineError> {
@@ -153,28 +190,28 @@ pub trait Engine: Send + Sync {
         Vec::new()
     }
 
-    /// Streams image `image` (by name if it has one, else id) out, in the engine's own portable form.
+    /// Streams the container's image (by name if it has one, else id) out, in the engine's own portable form.
     async fn export_image(&self, container: &Container) -> Result<Source, EngineError>;
 
     /// Takes what `export_image` gave. The image is there, under its name, when this returns.
-    async fn import_image(&self, stream: Source) -> Result<(), EngineError>;
+    async fn import_image(&self, container: &Container, stream: Source) -> Result<(), EngineError>;
 
     /// Makes the container with the source's whole configuration (name, labels, environment, hostname, restart
     /// policy, networks with addresses, mounts …), not started.
     async fn create(&self, container: &Container) -> Result<Created, EngineError>;
 
-    /// Starts a container; returns when the engine says it runs (for a ticketed one: after the commit).
-    async fn start(&self, id: &str) -> Result<(), EngineError>;
+    /// Starts what was made of `container`; returns when the engine says it runs (for a ticketed one: after the commit).
+    async fn start(&self, created: &Created, container: &Container) -> Result<(), EngineError>;
 
     /// Removes a container, running or not; absent is fine.
-    async fn remove(&self, id: &str) -> Result<(), EngineError>;
+    async fn remove(&self, namespace: &str, id: &str) -> Result<(), EngineError>;
 
-    /// Keeps the engine from starting the container again when its tasks end, and returns what undoes it.
+    /// Keeps the engine from starting the container again when its tasks end.
     async fn disarm_restart(&self, container: &Container) -> Result<(), EngineError>;
 
-    /// Undoes `disarm_restart`.
+    /// Lets the engine start the container again as it was described, whatever it is told now. May be repeated.
     async fn rearm_restart(&self, container: &Container) -> Result<(), EngineError>;
 
     /// The file a container's log so far lies in, if the engine keeps one that can be carried over.
-    async fn log_path(&self, id: &str) -> Result<Option<PathBuf>, EngineError>;
+    async fn log_path(&self, created: &Created) -> Result<Option<PathBuf>, EngineError>;
 }

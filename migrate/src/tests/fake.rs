@@ -157,6 +157,10 @@ fn shim_error(call: &'static str, reason: &str) -> ShimError {
 
 #[async_trait]
 impl Engine for Fake {
+    fn name(&self) -> &'static str {
+        "fake"
+    }
+
     async fn inspect(&self, container: &str) -> Result<Container, EngineError> {
         self.engine_call("inspect")?;
         let containers = self.containers.lock().unwrap();
@@ -193,9 +197,9 @@ impl Engine for Fake {
             .collect())
     }
 
-    async fn has_image(&self, image_id: &str) -> Result<bool, EngineError> {
+    async fn has_image(&self, container: &Container) -> Result<bool, EngineError> {
         self.engine_call("has_image")?;
-        Ok(self.images.lock().unwrap().iter().any(|image| image == image_id))
+        Ok(self.images.lock().unwrap().contains(&container.image_id))
     }
 
     async fn export_image(&self, container: &Container) -> Result<Source, EngineError> {
@@ -205,7 +209,7 @@ impl Engine for Fake {
         )))
     }
 
-    async fn import_image(&self, mut stream: Source) -> Result<(), EngineError> {
+    async fn import_image(&self, _container: &Container, mut stream: Source) -> Result<(), EngineError> {
         self.engine_call("import_image")?;
         let mut image = String::new();
         stream
@@ -232,7 +236,8 @@ impl Engine for Fake {
         })
     }
 
-    async fn start(&self, id: &str) -> Result<(), EngineError> {
+    async fn start(&self, created: &Created, _container: &Container) -> Result<(), EngineError> {
+        let id = created.id.as_str();
         self.engine_call("start")?;
         let failed = |reason: String| EngineError::Broken {
             engine: "fake",
@@ -256,7 +261,7 @@ impl Engine for Fake {
         }
     }
 
-    async fn remove(&self, id: &str) -> Result<(), EngineError> {
+    async fn remove(&self, _namespace: &str, id: &str) -> Result<(), EngineError> {
         self.engine_call("remove")?;
         // An engine's removal waits for a start that is under way.
         while matches!(self.tasks(), Tasks::AwaitingImage | Tasks::Held) {
@@ -279,7 +284,7 @@ impl Engine for Fake {
         Ok(())
     }
 
-    async fn log_path(&self, _id: &str) -> Result<Option<PathBuf>, EngineError> {
+    async fn log_path(&self, _created: &Created) -> Result<Option<PathBuf>, EngineError> {
         self.engine_call("log_path")?;
         Ok(Some(self.log()))
     }

@@ -7,7 +7,15 @@ use crate::journal::Found;
 use crate::plan;
 
 async fn planned(world: &World) -> plan::Plan {
-    let container = world.source.host.engine.inspect(NAME).await.unwrap();
+    let container = world
+        .source
+        .host
+        .engines
+        .of("fake")
+        .unwrap()
+        .inspect(NAME)
+        .await
+        .unwrap();
     let planned = plan::run(&world.source.host, container, "hb").await.unwrap();
     for place in [&world.source, &world.destination] {
         assert!(Found::read_all(&place.host.places).is_empty(), "a journal");
@@ -50,7 +58,15 @@ async fn what_both_hosts_object_to_comes_first_and_names_its_host() {
 async fn a_failure_at_the_other_host_names_it() {
     let world = World::new();
     world.destination.fake.fail_at("objections");
-    let container = world.source.host.engine.inspect(NAME).await.unwrap();
+    let container = world
+        .source
+        .host
+        .engines
+        .of("fake")
+        .unwrap()
+        .inspect(NAME)
+        .await
+        .unwrap();
     let failure = plan::run(&world.source.host, container, "hb").await.unwrap_err();
     assert_eq!(failure.host, "hb", "{failure}");
     assert!(failure.to_string().contains("injected"), "{failure}");

@@ -13,6 +13,7 @@ use crate::clock::Report;
 use crate::deadlines;
 use crate::destination;
 use crate::engine::Engine;
+use crate::engine::set::Engines;
 use crate::failure::{Cause, Failure};
 use crate::frame::{self, Frame};
 use crate::host::{Duplex, Host, Peers, Tools};
@@ -80,7 +81,7 @@ impl World {
         let (destination_observer, _destination_events) = Observer::new(CancellationToken::new());
         let (near, near_wire) = tokio::io::duplex(1 << 16);
         let (far_wire, far) = tokio::io::duplex(1 << 16);
-        let container = self.source.host.engine.inspect(NAME).await.unwrap();
+        let container = self.source.fake.inspect(NAME).await.unwrap();
         let migration = MigrationId::random().unwrap();
         let away = tokio::spawn(crate::source::run(
             Arc::clone(&self.source.host),
@@ -361,7 +362,7 @@ impl Place {
         });
         let host = Host {
             name: name.into(),
-            engine: Arc::clone(&fake) as Arc<dyn Engine>,
+            engines: Engines::new(vec![Arc::clone(&fake) as Arc<dyn Engine>]),
             shims: Arc::new(FakeShims(Arc::clone(&fake))),
             peers: Arc::new(Pipes { me: name, other }),
             board: crate::pages::serve::Board::default(),

@@ -6,10 +6,12 @@
 use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use godwit_migrate::config::AgentConfig;
 use godwit_migrate::doctor::{self, Diagnosis, Subject};
 use godwit_migrate::engine::docker::{DEFAULT_SOCKET, Docker};
+use godwit_migrate::engine::set::Engines;
 use godwit_migrate::finding::{self, Code, Finding};
 use godwit_migrate::host::Tools;
 
@@ -58,10 +60,11 @@ async fn without_agent(path: &Path, peer: Option<&str>, why: &str) -> Diagnosis 
     };
     let name = config.as_ref().map_or("this host", |config| &config.name);
     let docker = config.as_ref().and_then(|config| config.docker_socket.clone());
-    let engine = Docker::new(docker.unwrap_or_else(|| DEFAULT_SOCKET.into()));
+    let docker = Docker::new(docker.unwrap_or_else(|| DEFAULT_SOCKET.into()));
+    let engines = Engines::new(vec![Arc::new(docker)]);
     let subject = Subject {
         name,
-        engine: &engine,
+        engines: &engines,
         tools: &Tools::default(),
         run: config
             .as_ref()

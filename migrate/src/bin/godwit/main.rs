@@ -18,7 +18,9 @@ use std::process::ExitCode;
 use std::str::FromStr;
 
 use clap::{Parser, Subcommand};
+use godwit_migrate::agent::api::MigrateRequest;
 use godwit_migrate::config::AgentConfig;
+use godwit_migrate::engine::set::Choice;
 use godwit_migrate::mode::Mode;
 use godwit_migrate::{agent, ca};
 use tokio_util::sync::CancellationToken;
@@ -56,14 +58,8 @@ enum Command {
     },
     /// Move a running container to another host; ^C aborts up to the commit.
     Migrate {
-        /// Name, id or unique prefix of the id.
-        container: String,
-        /// The host, as the agent's configuration names it.
-        host: String,
-        /// How its memory goes over: `stop` while the container stands still, `post` after it runs there, or `auto`:
-        /// post where both hosts can.
-        #[arg(long, default_value_t, value_parser = Mode::from_str)]
-        mode: Mode,
+        #[command(flatten)]
+        order: MoveOrder,
         /// Print one JSON object a line: every phase, and the report or the error at last.
         #[arg(long)]
         json: bool,
@@ -75,13 +71,8 @@ enum Command {
     },
     /// Say all that would stop a move, and touch nothing.
     Plan {
-        /// Name, id or unique prefix of the id.
-        container: String,
-        /// The host, as the agent's configuration names it.
-        host: String,
-        /// How its memory would go over: auto, stop or post.
-        #[arg(long, default_value_t, value_parser = Mode::from_str)]
-        mode: Mode,
+        #[command(flatten)]
+        order: MoveOrder,
         /// Print JSON.
         #[arg(long)]
         json: bool,
@@ -115,6 +106,37 @@ enum Command {
     /// Make and use the authority by which agents know each other.
     #[command(subcommand)]
     Ca(CaCommand),
+}
+
+/// What is to go where, and how.
+#[derive(Debug, clap::Args)]
+struct MoveOrder {
+    /// Name, id or unique prefix of the id; with containerd also NAMESPACE/ID.
+    container: String,
+    /// The host, as the agent's configuration names it.
+    host: String,
+    /// How its memory goes over: `stop` while the container stands still, `post` after it runs there, or `auto`: post
+    /// where both hosts can.
+    #[arg(long, default_value_t, value_parser = Mode::from_str)]
+    mode: Mode,
+    /// Whose container it is: docker, containerd or auto, the first that knows it.
+    #[arg(long, default_value_t)]
+    engine: Choice,
+    /// containerd's namespace, if not `default`; the same as NAMESPACE/ID.
+    #[arg(long)]
+    namespace: Option<String>,
+}
+
+impl From<MoveOrder> for MigrateRequest {
+    fn from(order: MoveOrder) -> Self {
+        Self {
+            container: order.container,
+            destination: order.host,
+            mode: order.mode,
+            engine: order.engine,
+            namespace: order.namespace,
+        }
+    }
 }
 
 #[derive(Debug, clap::Args)]
@@ -154,28 +176,15 @@ fn main() -> ExitCode {
     let outcome = match arguments.command {
         Command::Agent { config } => run_agent(&config),
         Command::Migrate {
-            container,
-            host,
-            mode,
+            order,
             json,
             dry_run: false,
             agent,
-        } => block_on(migrate::run(&agent.socket, container, host, mode, json)),
+        } => block_on(migrate::run(&agent.socket, order.into(), json)),
         Command::Migrate {
-            container,
-            host,
-            mode,
-            json,
-            dry_run: true,
-            agent,
+            order, json, agent, ..
         }
-        | Command::Plan {
-            container,
-            host,
-            mode,
-            json,
-            agent,
-        } => block_on(plan::run(&agent.socket, container, host, mode, json)),
+        | Command::Plan { order, json, agent } => block_on(plan::run(&agent.socket, order.into(), json)),
         Command::Doctor {
             peer,
             json,

@@ -11,7 +11,6 @@ use anyhow::Context;
 use godwit_migrate::agent::api::MigrateRequest;
 use godwit_migrate::clock::{Outcome, Report};
 use godwit_migrate::failure::{Cause, Failure};
-use godwit_migrate::mode::Mode;
 use godwit_migrate::phase::Phase;
 use godwit_migrate::progress::{Event, PhaseState};
 use http_body_util::BodyExt;
@@ -29,19 +28,8 @@ const EXIT_ABORTED: u8 = 130;
 /// An event has some kilobytes at most; a line beyond this is not the agent's.
 const MAX_LINE_BYTES: usize = 1 << 20;
 
-/// Moves `container` to `host` and shows how.
-pub(crate) async fn run(
-    socket: &Path,
-    container: String,
-    host: String,
-    mode: Mode,
-    json: bool,
-) -> anyhow::Result<ExitCode> {
-    let request = MigrateRequest {
-        container,
-        destination: host,
-        mode,
-    };
+/// Moves a container and shows how.
+pub(crate) async fn run(socket: &Path, request: MigrateRequest, json: bool) -> anyhow::Result<ExitCode> {
     let response = client::send(socket, Method::POST, "/v1/migrations", Some(&request)).await?;
     let mut lines = Lines::new(response.into_body());
     let view = View::new(json);

@@ -5,25 +5,13 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use godwit_migrate::agent::api::MigrateRequest;
-use godwit_migrate::mode::Mode;
 use godwit_migrate::plan::Plan;
 
 use crate::migrate::{EXIT_REFUSED, size};
 use crate::{client, findings};
 
-/// Plans a move of `container` to `host`.
-pub(crate) async fn run(
-    socket: &Path,
-    container: String,
-    host: String,
-    mode: Mode,
-    json: bool,
-) -> anyhow::Result<ExitCode> {
-    let request = MigrateRequest {
-        container,
-        destination: host,
-        mode,
-    };
+/// Plans a move.
+pub(crate) async fn run(socket: &Path, request: MigrateRequest, json: bool) -> anyhow::Result<ExitCode> {
     let plan: Plan = client::post(socket, "/v1/plan", &request).await?;
     let mut out = std::io::stdout().lock();
     if json {

@@ -23,6 +23,9 @@ use crate::finding::{Code, Finding};
 use create::Addresses;
 use http::{Client, ENGINE, broken};
 
+/// This engine's name.
+pub const NAME: &str = ENGINE;
+
 /// Where Docker listens unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/var/run/docker.sock";
 
@@ -126,6 +129,10 @@ impl Docker {
 
 #[async_trait]
 impl Engine for Docker {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
     async fn inspect(&self, container: &str) -> Result<Container, EngineError> {
         let description = self.describe(container).await?;
         let mut networks = Vec::new();
@@ -169,9 +176,9 @@ impl Engine for Docker {
         Ok(reasons)
     }
 
-    async fn has_image(&self, image_id: &str) -> Result<bool, EngineError> {
-        let found = self.image(image_id).await?;
-        Ok(found.is_some_and(|image| image["Id"] == image_id))
+    async fn has_image(&self, container: &Container) -> Result<bool, EngineError> {
+        let found = self.image(&container.image_id).await?;
+        Ok(found.is_some_and(|image| image["Id"] == *container.image_id))
     }
 
     async fn image_bytes(&self, container: &Container) -> Result<Option<u64>, EngineError> {
@@ -203,7 +210,7 @@ impl Engine for Docker {
         self.client.download(&format!("/images/{image}/get")).await
     }
 
-    async fn import_image(&self, stream: Source) -> Result<(), EngineError> {
+    async fn import_image(&self, _container: &Container, stream: Source) -> Result<(), EngineError> {
         const PATH: &str = "/images/load?quiet=1";
         let answer = self.client.upload(PATH, stream, IMPORT_DEADLINE).await?;
         image::check_loaded(&answer).map_err(|reason| broken(&format!("POST {PATH}"), reason))
@@ -233,13 +240,14 @@ impl Engine for Docker {
         }
     }
 
-    async fn start(&self, id: &str) -> Result<(), EngineError> {
+    async fn start(&self, created: &Created, _container: &Container) -> Result<(), EngineError> {
+        let id = created.id.as_str();
         let path = format!("/containers/{}/start", container_path(id)?);
         let answer = self.client.call(Method::POST, &path, None, START_DEADLINE).await;
         answer.map(drop).map_err(|error| absent_container(id, error))
     }
 
-    async fn remove(&self, id: &str) -> Result<(), EngineError> {
+    async fn remove(&self, _namespace: &str, id: &str) -> Result<(), EngineError> {
         let path = format!("/containers/{}?force=true&v=false", container_path(id)?);
         let give_up_at = Instant::now() + REMOVAL_DEADLINE;
         loop {
@@ -274,8 +282,8 @@ impl Engine for Docker {
         }
     }
 
-    async fn log_path(&self, id: &str) -> Result<Option<PathBuf>, EngineError> {
-        let description = self.describe(id).await?;
+    async fn log_path(&self, created: &Created) -> Result<Option<PathBuf>, EngineError> {
+        let description = self.describe(&created.id).await?;
         if description["HostConfig"]["LogConfig"]["Type"] != "json-file" {
             return Ok(None);
         }

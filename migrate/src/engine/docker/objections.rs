@@ -5,17 +5,14 @@
 //! ports. A missing image is no reason, it is brought along.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::Value;
 use tokio::net::{TcpListener, UdpSocket};
 
 use super::{create, text};
-use crate::engine::{Container, Network};
+use crate::engine::{Container, Network, needs};
 use crate::finding::{Code, Finding};
-
-/// Where a shim is looked for besides the agent's own `PATH`: containerd's may be wider.
-const SHIM_DIRECTORIES: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin";
 
 /// What in the container's own configuration cannot be moved to any host yet.
 pub(super) fn of_configuration(container: &Container) -> Vec<Finding> {
@@ -165,37 +162,19 @@ pub(super) fn of_runtime(runtime: &str, known: &Value) -> Option<Finding> {
         Some(configured) => configured["runtimeType"].as_str()?,
         None => runtime,
     };
-    let Some(binary) = shim_binary(shim) else {
+    let Some(binary) = needs::shim_binary(shim) else {
         return Some(Finding::problem(
             Code::Runtime,
             format!("docker knows no runtime {runtime}"),
             "add it to daemon.json",
         ));
     };
-    if is_installed(&binary) {
-        return None;
-    }
-    let binary = binary.display();
-    Some(Finding::problem(
-        Code::Runtime,
-        format!("runtime {runtime} is not installed: there is no {binary} in the search path"),
-        "install it",
-    ))
+    needs::missing_shim(runtime, &binary)
 }
 
 /// What the container needs of the host itself: paths, devices, ports.
 pub(super) async fn of_host(container: &Container) -> Vec<Finding> {
-    let mut reasons = Vec::new();
-    for mount in container.mounts.iter().filter(|mount| mount.kind == "bind") {
-        if !Path::new(&mount.source).exists() {
-            let (source, target) = (&mount.source, &mount.target);
-            reasons.push(Finding::problem(
-                Code::BindSource,
-                format!("bind mount {target}: {source} does not exist on this host"),
-                "create it, with what is in it",
-            ));
-        }
-    }
+    let mut reasons = needs::missing_sources(container);
     let host = &container.description["HostConfig"];
     for device in host["Devices"].as_array().into_iter().flatten() {
         let path = text(&device["PathOnHost"]);
@@ -246,23 +225,6 @@ async fn of_port(protocol: &str, address: &str, port: &str) -> Option<Finding> {
         format!("published port {place}/{protocol} cannot be taken: {taken}"),
         "free it or publish another",
     ))
-}
-
-/// containerd's rule: `io.containerd.godwit.v2` runs `containerd-shim-godwit-v2`; an absolute path runs itself.
-fn shim_binary(runtime: &str) -> Option<PathBuf> {
-    if runtime.starts_with('/') {
-        return Some(PathBuf::from(runtime));
-    }
-    let mut parts = runtime.rsplit('.');
-    let (version, name) = (parts.next()?, parts.next()?);
-    Some(PathBuf::from(format!("containerd-shim-{name}-{version}")))
-}
-
-fn is_installed(binary: &Path) -> bool {
-    let path = std::env::var("PATH").unwrap_or_default();
-    std::env::split_paths(&path)
-        .chain(std::env::split_paths(SHIM_DIRECTORIES))
-        .any(|directory| directory.join(binary).is_file())
 }
 
 #[cfg(test)]
