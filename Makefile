@@ -9,11 +9,14 @@ HOST := $(shell rustc -vV | sed -n 's/^host: //p')
 LEAN := -C target-feature=+crt-static -C relocation-model=static
 RELEASE_DIR := $(or $(CARGO_TARGET_DIR),target)/$(HOST)/release
 # What the bench is given besides: `make bench-shim BENCH=--quick`, `make bench-shim BENCH="--part memory"`.
+# The same for `make bench-move BENCH="--row 1g --runs 3"`.
 BENCH ?=
+# What the chaos is given besides: `make chaos CHAOS="--runs 20 --seed 7"`.
+CHAOS ?=
 # What the tests are given besides: `make test TESTS=test_shim`, `make test TESTS="--runtime io.containerd.runc.v2"`.
 TESTS ?=
 
-.PHONY: help setup build release-shim lint test test-all bench-shim fuzz demo lab lab-down lab-status
+.PHONY: help setup build release-shim lint test test-all bench-shim bench-move chaos fuzz demo lab lab-down lab-status
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name what; do \
@@ -46,6 +49,12 @@ test-all: build ## the same on both bases, forky and trixie, with the tests that
 
 bench-shim: release-shim ## measure the shim's memory and times beside the stock shim's; best on a quiet machine
 	GODWIT_BINARIES=$(RELEASE_DIR) integration/bench-shim $(BENCH)
+
+bench-move: build ## measure the downtime of a move beside podman's checkpoint and restore; best on a quiet machine
+	integration/bench-move $(BENCH)
+
+chaos: build ## strike moves with faults in every phase, 200 times, and check that nobody is harmed
+	integration/chaos $(CHAOS)
 
 fuzz: setup ## fuzz what reads outside input, FUZZ_SECONDS (600) for each target
 	fuzz/run

@@ -1,1 +1,1 @@
-"""The shim's cost beside the stock shim's; run by integration/bench-shim, which brings a lab up for it."""
+"""What Godwit costs beside others: the shim (integration/bench-shim) and the move (integration/bench-move)."""

@@ -11,19 +11,19 @@ from pathlib import Path
 
 @dataclass
 class Row:
-    """One quantity of both shims."""
+    """One quantity of both sides."""
 
     name: str
     unit: str
     ours: list[float]
-    stock: list[float]
+    peer: list[float]
     target: float | None = None
-    """What ours may be of stock's at most; with `more_is_better`, at least."""
+    """What ours may be of the peer's at most; with `more_is_better`, at least."""
     more_is_better: bool = False
 
     def ratio(self) -> float:
-        """Ours by stock's."""
-        return statistics.median(self.ours) / statistics.median(self.stock)
+        """Ours by the peer's."""
+        return statistics.median(self.ours) / statistics.median(self.peer)
 
     def reached(self) -> bool | None:
         """Whether the target is reached; nothing without one."""
@@ -38,20 +38,24 @@ class Report:
 
     machine: dict[str, object]
     versions: dict[str, str]
+    peer: str
+    """What the table calls the other side."""
     rows: list[Row] = field(default_factory=list)
-    growth: dict[str, object] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    details: dict[str, object] = field(default_factory=dict)
+    """What else one program may want to read of it."""
 
     def table(self) -> str:
         """The table, a line for each row."""
-        lines = [f"{'':44}{'godwit':>10}{'stock':>10}{'ratio':>8}{'target':>9}"]
+        width = max((len(f"{row.name} ({row.unit})") for row in self.rows), default=0)
+        lines = [f"{'':{width}}{'godwit':>10}{self.peer:>10}{'ratio':>8}{'target':>9}"]
         for row in self.rows:
-            ours, stock = statistics.median(row.ours), statistics.median(row.stock)
+            ours, peer = statistics.median(row.ours), statistics.median(row.peer)
             sign = ">=" if row.more_is_better else "<="
             target = "" if row.target is None else f"{sign} {row.target:.2f}"
             verdict = {None: "", True: "  reached", False: "  NOT REACHED"}[row.reached()]
             name = f"{row.name} ({row.unit})"
-            lines.append(f"{name:44}{_short(ours):>10}{_short(stock):>10}{row.ratio():>8.2f}{target:>9}{verdict}")
+            lines.append(f"{name:{width}}{_short(ours):>10}{_short(peer):>10}{row.ratio():>8.2f}{target:>9}{verdict}")
         return "\n".join(lines)
 
     def write(self, path: Path) -> None:
@@ -59,7 +63,7 @@ class Report:
         rows = [
             {
                 **asdict(row),
-                "median": {"ours": statistics.median(row.ours), "stock": statistics.median(row.stock)},
+                "median": {"ours": statistics.median(row.ours), "peer": statistics.median(row.peer)},
                 "ratio": row.ratio(),
                 "reached": row.reached(),
             }

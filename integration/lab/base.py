@@ -9,7 +9,7 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,7 +27,9 @@ PROGRAMS = [
     "default-jre-headless", "libeclipse-jdt-core-compiler-batch-java", "memcached", "nginx-light", "postgresql",
     "prometheus-pushgateway", "python3-minimal", "redis-server",
 ]  # fmt: skip
-PACKAGES = sorted(ENGINE + PROGRAMS)
+PACKAGES = ENGINE + PROGRAMS
+# What `make bench-move` measures us beside, and what copies its archives; only the base it asks for has it.
+PEER = ["conmon", "netavark", "podman", "socat", "zstd"]
 # Raise it when the steps below change what they produce.
 RECIPE_VERSION = 2
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
@@ -40,17 +42,17 @@ BUILD_DEADLINE_SECONDS = 1200.0
 KEEP_SECONDS = 3 * 24 * 3600.0
 
 
-def base_directory(suite: str) -> Path:
-    """Where the base that the present recipe makes of a suite lies, whether it exists or not."""
-    recipe = "\n".join([suite, str(RECIPE_VERSION), *PACKAGES])
+def base_directory(suite: str, extra: Sequence[str] = ()) -> Path:
+    """Where the base that the present recipe makes of a suite lies, whether it exists or not; with further packages if told."""
+    recipe = "\n".join([suite, str(RECIPE_VERSION), *_packages(extra)])
     return CACHE_DIR / f"base-{suite}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
 
 
-def ensure_base(suite: str) -> Path:
-    """Returns the base of a suite, building it first when it is missing."""
+def ensure_base(suite: str, extra: Sequence[str] = ()) -> Path:
+    """Returns the base of a suite, with further packages if told; builds it first when it is missing."""
     if suite not in SUITES:
         raise LabError(f"no base {suite!r}; there are {', '.join(SUITES)}")
-    wanted = base_directory(suite)
+    wanted = base_directory(suite, extra)
     CACHE_DIR.mkdir(parents=True, exist_ok=True)
     try:
         os.utime(wanted)  # one that is there does not wait until another checkout has built its own
@@ -58,17 +60,21 @@ def ensure_base(suite: str) -> Path:
         with _build_lock():
             if not wanted.is_dir():
                 print(f"lab: building {wanted} (a minute or two)", flush=True)
-                _build(suite, wanted)
+                _build(suite, wanted, _packages(extra))
             _remove_stale()
     return wanted
 
 
-def _build(suite: str, wanted: Path) -> None:
+def _packages(extra: Sequence[str]) -> list[str]:
+    return sorted({*PACKAGES, *extra})
+
+
+def _build(suite: str, wanted: Path, packages: list[str]) -> None:
     partial = wanted.with_name(wanted.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     # It lets no package start a daemon meanwhile.
     run(
-        ["debootstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}", f"--keyring={KEYRING}", suite,
+        ["debootstrap", "--variant=minbase", f"--include={','.join(packages)}", f"--keyring={KEYRING}", suite,
          str(partial), _mirror(), SCRIPT],
         deadline=BUILD_DEADLINE_SECONDS,
     )  # fmt: skip

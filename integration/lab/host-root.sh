@@ -40,10 +40,12 @@ ln -s fd/2 "$root/dev/stderr"
 
 mount -t tmpfs -o mode=755 run "$root/run"
 mount -t tmpfs -o mode=1777 tmp "$root/tmp"
-mkdir -p "$root/run/lock" "$root/run/lab" "$root/var/lib/docker" "$root/var/lib/containerd" "$root/var/log/lab"
-# The engines keep overlays there, so it must be the real disk.
+mkdir -p "$root/run/lock" "$root/run/lab" "$root/var/lib/docker" "$root/var/lib/containerd" "$root/var/lib/containers" \
+    "$root/var/log/lab"
+# The engines keep overlays there (podman in the last), so it must be the real disk.
 mount --bind "$disk/docker" "$root/var/lib/docker"
 mount --bind "$disk/containerd" "$root/var/lib/containerd"
+mount --bind "$disk/containers" "$root/var/lib/containers"
 mount --bind "$disk/log" "$root/var/log/lab"
 
 mkdir -p "$root/.old"

@@ -69,7 +69,7 @@ class Host:
 
     def create(self, base: Path, flavour: str) -> None:
         """Starts the host's first process and returns when its root stands."""
-        for directory in ("upper", "work", "root", "docker", "containerd", "log"):
+        for directory in ("upper", "work", "root", "docker", "containerd", "containers", "log"):
             (self.disk / directory).mkdir(parents=True)
         STATE_DIR.mkdir(parents=True, exist_ok=True)
         cgroups.create(self.name)

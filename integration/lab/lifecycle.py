@@ -7,7 +7,7 @@ half-way up; never by a process's name, which others may bear too.
 import os
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,12 +21,13 @@ KILL_DEADLINE_SECONDS = 20.0
 
 
 def up(
-    flavours: dict[str, str], *, agent: bool = True, lan: bool = True, image_host: str | None = "ha", suite: str = DEFAULT_BASE
-) -> None:
-    """Brings the lab up on the base of a suite; on failure what came up is taken down again."""
+    flavours: dict[str, str], *, agent: bool = True, lan: bool = True, image_host: str | None = "ha",
+    suite: str = DEFAULT_BASE, extra: Sequence[str] = (),
+) -> None:  # fmt: skip
+    """Brings the lab up on the base of a suite, with further packages if told; on failure what came up is taken down again."""
     if standing():
         raise LabError(f"lab {NAME} is up already, or was left half-way; run `make lab-down` first")
-    root = base.ensure_base(suite)
+    root = base.ensure_base(suite, extra)
     hosts = [Host(name) for name in HOST_ADDRESSES]
     try:
         links.create_links()

@@ -10,6 +10,10 @@ from .commands import run
 from .layout import CLIENT, CLIENT_ADDRESS, HOST_ADDRESSES, PREFIX_LENGTH, WIRE, WIRE_ADDRESS, qualified
 
 BRIDGE = "br0"
+# A tbf lets so much pass at once: what a link of a gigabit carries in two ticks of the slowest kernel's clock, at least.
+BURST_BYTES = 256 << 10
+# And queues for so long what is too much, as a switch does, before it drops.
+QUEUE_MILLISECONDS = 20
 
 
 def namespace_path(place: str) -> Path:
@@ -34,6 +38,31 @@ def create_links() -> None:
         run(["ip", "-n", netns, "address", "add", f"{address}/{PREFIX_LENGTH}", "dev", "eth0"])
         run(["ip", "-n", netns, "link", "set", "eth0", "up"])
         run(["ip", "-n", netns, "route", "add", "default", "via", WIRE_ADDRESS])
+
+
+def shape(place: str, megabits: int) -> None:
+    """Bounds what reaches a place; `unshape` is its undo."""
+    _on_wire("tc", "qdisc", "replace", "dev", place, "root", "tbf", "rate", f"{megabits}mbit", "burst", f"{BURST_BYTES}",
+             "latency", f"{QUEUE_MILLISECONDS}ms")  # fmt: skip
+
+
+def unshape(place: str) -> None:
+    """Ends `shape`, if it was called."""
+    _on_wire("tc", "qdisc", "del", "dev", place, "root", check=False)
+
+
+def cut(place: str) -> None:
+    """Nothing passes to a place or from it, and nobody is told; `mend` is its undo."""
+    _on_wire("bridge", "link", "set", "dev", place, "state", "0")
+
+
+def mend(place: str) -> None:
+    """Ends `cut`."""
+    _on_wire("bridge", "link", "set", "dev", place, "state", "3")
+
+
+def _on_wire(*argv: str, check: bool = True) -> None:
+    run(["nsenter", f"--net={namespace_path(WIRE)}", "--", *argv], check=check)
 
 
 def namespaces() -> list[str]:

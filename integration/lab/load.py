@@ -17,10 +17,11 @@ ANSWER_DEADLINE_SECONDS = 120.0
 class LoadClient:
     """A running load client; used as a context it is killed at the end whatever happens."""
 
-    def __init__(self, address: str, port: int = REDIS_PORT) -> None:
+    def __init__(self, address: str, port: int = REDIS_PORT, *, rate: int | None = None) -> None:
         program = str(Path(__file__).with_name("load_client.py"))
+        bound = [] if rate is None else [str(rate)]
         self._process = subprocess.Popen(
-            client_command([sys.executable, "-B", program, address, str(port)]),
+            client_command([sys.executable, "-B", program, address, str(port), *bound]),
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
 
@@ -35,9 +36,9 @@ class LoadClient:
         """Ends the present window; see load_client.py."""
         return self._ask("mark")
 
-    def finish(self) -> dict:
-        """Ends the load and returns its account; see load_client.py."""
-        return self._ask("finish")
+    def finish(self, *, forget: bool = False) -> dict:
+        """Ends the load and returns its account, and has what it wrote removed if told; see load_client.py."""
+        return self._ask("forget" if forget else "finish")
 
     def _ask(self, command: str) -> dict:
         try:

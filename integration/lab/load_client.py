@@ -1,17 +1,19 @@
 """A Redis client that writes without pause and holds what it was promised to account.
 
-It runs as a program of its own at the clients' place: `load_client.py ADDRESS PORT`. On one TCP connection it writes numbered
-keys, each after the one before was acknowledged, and keeps the time of each acknowledgement. Lines on its standard input
-steer it; it answers each with one line of JSON:
+It runs as a program of its own at the clients' place: `load_client.py ADDRESS PORT [RATE]`. On one TCP connection it writes
+numbered keys, each after the one before was acknowledged, at most RATE in a second, and keeps the time of each
+acknowledgement. Lines on its standard input steer it; it answers each with one line of JSON:
 
     mark      begins a new window; answers the longest gap between two acknowledgements in the window that ends here
     finish    stops writing, reads every acknowledged key back, answers the result and ends
+    forget    does the same, and removes the keys: for a server that many clients one after another write to
 
 A connection that breaks, or is silent for too long, is replaced by a new one and the result says `"connection": "broken"`;
 whether a write in flight then took place is unknown, so that it counts neither as acknowledged nor as lost.
 """
 
 import json
+import secrets
 import select
 import socket
 import sys
@@ -78,6 +80,8 @@ class Load:
     def __init__(self, address: str, port: int) -> None:
         self._server = (address, port)
         self._connection = Connection(address, port)
+        # Keys of this run alone: another one, before or beside it, must not make up for what is lost.
+        self._run = secrets.token_hex(4)
         self._next_key = 0
         self._broken: str | None = None
         self._acknowledged: list[int] = []
@@ -89,7 +93,7 @@ class Load:
         key = self._next_key
         self._next_key += 1
         try:
-            if self._connection.ask("SET", f"k:{key}", str(key)) != "OK":
+            if self._connection.ask("SET", self._key(key), str(key)) != "OK":
                 raise Broken("a write was not acknowledged by OK")
         except Broken as broken:
             self._reconnect(broken)
@@ -105,20 +109,26 @@ class Load:
         longest = max(gaps, default=0.0)
         return {"acknowledged": len(self._acknowledged), "longest_gap_ms": round(longest * 1000)}
 
-    def finish(self) -> dict:
+    def finish(self, *, forget: bool) -> dict:
         """Reads back every acknowledged key, over the same connection if that still stands."""
         lost = 0
         for begin in range(0, len(self._acknowledged), READ_BACK_KEYS):
-            keys = self._acknowledged[begin : begin + READ_BACK_KEYS]
+            numbers = self._acknowledged[begin : begin + READ_BACK_KEYS]
+            keys = [self._key(number) for number in numbers]
             try:
-                values = self._connection.ask("MGET", *(f"k:{key}" for key in keys))
+                values = self._connection.ask("MGET", *keys)
             except Broken as broken:
                 self._reconnect(broken)
-                values = self._connection.ask("MGET", *(f"k:{key}" for key in keys))
-            lost += sum(value != str(key) for key, value in zip(keys, values, strict=True))
+                values = self._connection.ask("MGET", *keys)
+            lost += sum(value != str(number) for number, value in zip(numbers, values, strict=True))
+            if forget:
+                self._connection.ask("UNLINK", *keys)
         result = self.mark()
         connection = "broken" if self._broken else "kept"
         return {**result, "lost": lost, "connection": connection, "broken_by": self._broken}
+
+    def _key(self, number: int) -> str:
+        return f"k:{self._run}:{number}"
 
     def _reconnect(self, broken: Broken) -> None:
         self._broken = self._broken or str(broken)
@@ -128,22 +138,26 @@ class Load:
             try:
                 self._connection = Connection(*self._server)
                 return
-            except OSError:
+            except OSError as error:
                 if time.monotonic() > ends_at:
-                    raise
+                    sys.exit(f"the connection broke ({broken}), and none was made for {RECONNECT_SECONDS:.0f} s: {error}")
                 time.sleep(RECONNECT_PAUSE_SECONDS)
 
 
 def main() -> None:
     """Writes until told to finish."""
     load = Load(sys.argv[1], int(sys.argv[2]))
+    pause = 1 / float(sys.argv[3]) if len(sys.argv) > 3 else 0.0
+    next_at = time.monotonic()
     while True:
-        told, _, _ = select.select([sys.stdin], [], [], 0)
+        told, _, _ = select.select([sys.stdin], [], [], max(0.0, next_at - time.monotonic()))
         if not told:
             load.write_one()
+            # What a silence has cost is not made up for.
+            next_at = max(next_at + pause, time.monotonic())
             continue
         line = sys.stdin.readline().strip()
-        answer = load.mark() if line == "mark" else load.finish()
+        answer = load.mark() if line == "mark" else load.finish(forget=line == "forget")
         print(json.dumps(answer), flush=True)
         if line != "mark":
             return

@@ -1,21 +1,17 @@
 """What the tests of moves share: a Redis that keeps all it acknowledges, moves, what a host holds of them, and faults.
 
-A fault is lifted with the test, whatever its end. A host `holds nothing` when only the engine's containers are left on it.
+A fault is lifted with the test, whatever its end. What a move is, and what a host holds of moves, stands in lab/moves.py.
 """
 
-import json
-import re
 import signal
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from contextlib import contextmanager
 
-from lab.commands import run
+from lab import links
 from lab.hosts import Host
-from lab.layout import WIRE, qualified
 from lab.load import LoadClient
+from lab.moves import Move, containers, holdings
 from tests.capabilities import version
 from tests.support import EngineTest
 
@@ -27,73 +23,8 @@ REDIS = ("redis:8", "redis-server", "--protected-mode", "no", "--save", "", "--a
          "--enable-debug-command", "yes")  # fmt: skip
 # It keeps all in memory.
 FORGETFUL_REDIS = ("redis:8",)
-# The agents' own deadlines are shorter; this one ends a test whose agent hangs.
-MOVE_DEADLINE_SECONDS = 90.0
 # What a user waits for an answer to a request that cannot be served.
 ANSWER_DEADLINE_SECONDS = 5.0
-# Programs that a move runs and that must be gone at its end; the holder's name is all that tells it from its shim.
-PASSING = re.compile(r"(^|/)(criu|hold|gate)( |$)|runc.* (checkpoint|restore) ")
-
-
-class Move:
-    """A running `godwit migrate --json`; its events are read as they come."""
-
-    def __init__(self, source: Host, container: str, target: str, *, json_lines: bool = True, mode: str = "auto",
-                 options: tuple[str, ...] = ()) -> None:  # fmt: skip
-        self.argv = ["godwit", "migrate", container, target, "--mode", mode, *options, *(["--json"] if json_lines else [])]
-        self._host = source
-        self._began = time.monotonic()
-        # A pid of the host's own is needed to interrupt it.
-        script = 'echo $$; exec "$@"'
-        self._process = subprocess.Popen(source.command(["sh", "-c", script, "sh", *self.argv]), stdin=subprocess.DEVNULL,
-                                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
-        self._pid = int(self._process.stdout.readline())
-        self.events: list[dict] = []
-        self.seconds = 0.0
-
-    def until(self, phase: str, state: str = "begin") -> None:
-        """Reads events up to the one of this phase."""
-        for line in self._process.stdout:
-            self.events.append(json.loads(line))
-            if (self.events[-1].get("phase"), self.events[-1].get("state")) == (phase, state):
-                return
-        raise AssertionError(f"the move ended before {phase}: {self.events[-1:]} {self._process.stderr.read()}")
-
-    def until_sent(self, n_bytes: int) -> None:
-        """Reads events until so many bytes have been sent."""
-        for line in self._process.stdout:
-            self.events.append(json.loads(line))
-            if self.events[-1].get("transferred", 0) >= n_bytes:
-                return
-        raise AssertionError(f"the move ended before: {self.events[-1:]} {self._process.stderr.read()}")
-
-    def interrupt(self) -> None:
-        """What ^C does."""
-        self._host.run("kill", f"-{signal.SIGINT.value}", str(self._pid))
-
-    def end(self) -> "Move":
-        """Waits for the end and keeps what was said."""
-        try:
-            output, self.stderr = self._process.communicate(timeout=MOVE_DEADLINE_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            raise AssertionError(f"the move did not end: {self.events}") from None
-        self.seconds = time.monotonic() - self._began
-        self.stdout = output
-        if "--json" in self.argv:
-            self.events += [json.loads(line) for line in output.splitlines()]
-        self.code = self._process.returncode
-        return self
-
-    @property
-    def said(self) -> str:
-        """All of it, for a person."""
-        return f"exit code {self.code}, {self.stderr} {self.events[-1:] if self.events else self.stdout}"
-
-    @property
-    def message(self) -> str:
-        """The error in a sentence."""
-        return self.events[-1].get("message", "") if self.events else self.stderr
 
 
 class MoveTest(EngineTest):
@@ -158,8 +89,7 @@ with socket.create_connection(("{ADDRESS}", 6379)) as redis:
 
     def containers(self, host: Host) -> dict[str, str]:
         """The state of each container of a host, by its name."""
-        listed = self.docker("ps", "--all", "--format", "{{.Names}} {{.State}}", host=host).stdout
-        return dict(line.split() for line in listed.splitlines())
+        return containers(host)
 
     def images(self, host: Host) -> set[str]:
         """The images of a host, by their ids."""
@@ -169,7 +99,7 @@ with socket.create_connection(("{ADDRESS}", 6379)) as redis:
 
     def begin_move(self, name: str, source: Host | None = None, target: Host | None = None) -> Move:
         """Begins a move, from ha to hb unless told."""
-        return Move(source or self.ha, name, (target or self.hb).name, mode=self.mode)
+        return Move(source or self.ha, name, (target or self.hb).name, options=("--mode", self.mode))
 
     def move(self, name: str, source: Host | None = None, target: Host | None = None) -> Move:
         """A move that must succeed."""
@@ -183,37 +113,12 @@ with socket.create_connection(("{ADDRESS}", 6379)) as redis:
 
     # -- what hosts hold -----------------------------------------------------------------------------------------------
 
-    def holdings(self, host: Host) -> dict[str, list[str]]:
-        """Everything of moves that is on a host, without the containers."""
-        processes = host.run("ps", "-eo", "args=", check=False).stdout.splitlines()
-        mounts = host.run("cat", "/proc/1/mountinfo").stdout.splitlines()
-        return {
-            "images": self._names(host, "/run/godwit/migrations"),
-            "tickets": self._names(host, "/run/godwit/tickets/moby"),
-            "journals": self._names(host, "/var/lib/godwit/migrations"),
-            "processes": [line for line in processes if PASSING.search(line)],
-            "mounts": [line for line in mounts if "/godwit/" in line.split()[4]],
-            "firewall": [line for line in host.run("nft", "list", "tables").stdout.splitlines() if "godwit" in line],
-        }
-
     def holds_nothing(self, host: Host) -> None:
         """Soon there is nothing of any move on this host, and no task without its container."""
-        nothing = {key: [] for key in ("images", "tickets", "journals", "processes", "mounts", "firewall")}
         try:
-            self.soon("nothing to be left", lambda: self.holdings(host) == nothing and self._tasks_fit(host))
+            self.soon("nothing to be left", lambda: not holdings(host))
         except Exception:
-            tasks = self._names(host, "/run/godwit/tasks")
-            self.fail(f"{host.name} still holds {self.holdings(host)}; tasks {tasks}; {self.containers(host)}")
-
-    def _tasks_fit(self, host: Host) -> bool:
-        # A container of another runtime has no task of ours.
-        n_running = sum(state in ("running", "paused") for state in self.containers(host).values())
-        return len(self._names(host, "/run/godwit/tasks")) <= n_running
-
-    @staticmethod
-    def _names(host: Host, directory: str) -> list[str]:
-        path = host.path(directory)
-        return sorted(entry.name for entry in path.iterdir()) if path.exists() else []
+            self.fail(f"{host.name} still holds {holdings(host)}; {self.containers(host)}")
 
     def unmoved(self, name: str) -> Callable[[], None]:
         """Remembers a container of ha; what it returns checks that nothing of it has changed and hb knows nothing of it."""
@@ -236,26 +141,21 @@ with socket.create_connection(("{ADDRESS}", 6379)) as redis:
 
     def slow_link(self, megabits: int) -> None:
         """Bounds what reaches hb until the test's end."""
-        self._on_wire("tc", "qdisc", "replace", "dev", "hb", "root", "tbf", "rate", f"{megabits}mbit", "burst", "128kb",
-                      "latency", "100ms")  # fmt: skip
+        links.shape("hb", megabits)
         self.addCleanup(self.free_link)
 
     def free_link(self) -> None:
         """Ends `slow_link`."""
-        self._on_wire("tc", "qdisc", "del", "dev", "hb", "root", check=False)
+        links.unshape("hb")
 
     def cut_link(self) -> None:
         """Nothing passes to hb or from it, and nobody is told."""
-        self._on_wire("bridge", "link", "set", "dev", "hb", "state", "0")
+        links.cut("hb")
         self.addCleanup(self.mend_link)
 
     def mend_link(self) -> None:
         """Ends `cut_link`."""
-        self._on_wire("bridge", "link", "set", "dev", "hb", "state", "3")
-
-    @staticmethod
-    def _on_wire(*argv: str, check: bool = True) -> None:
-        run(["nsenter", f"--net=/run/netns/{qualified(WIRE)}", "--", *argv], check=check)
+        links.mend("hb")
 
     def kill_agent(self, host: Host, number: signal.Signals = signal.SIGKILL) -> None:
         """Kills an agent; the test's end starts it again if the test did not."""

@@ -9,8 +9,9 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use godwit_runtime::pages::wire::{Header, Kind};
 use serde::{Deserialize, Serialize};
@@ -43,6 +44,9 @@ struct Counters {
     zstd: AtomicU64,
     wire: AtomicU64,
     urgent: AtomicU64,
+    /// When the first page came, and how many microseconds later the last so far.
+    began: OnceLock<Instant>,
+    micros: AtomicU64,
 }
 
 /// How the memory of a container came over.
@@ -61,6 +65,8 @@ pub struct Figures {
     pub wire: u64,
     /// How often a task waited for a page.
     pub urgent: u64,
+    /// Microseconds from the first page to the last.
+    pub micros: u64,
 }
 
 /// A relay at work; it ends when it is dropped.
@@ -135,6 +141,7 @@ impl Relay {
             zstd: read(&self.counters.zstd),
             wire: read(&self.counters.wire),
             urgent: read(&self.counters.urgent),
+            micros: read(&self.counters.micros),
         }
     }
 }
@@ -205,6 +212,9 @@ impl Origin {
         counter.fetch_add(header.end() - header.address, Ordering::Relaxed);
         let wire = header.to_bytes().len() as u64 + u64::from(header.length);
         self.counters.wire.fetch_add(wire, Ordering::Relaxed);
+        let since = self.counters.began.get_or_init(Instant::now).elapsed();
+        let micros = u64::try_from(since.as_micros()).unwrap_or(u64::MAX);
+        self.counters.micros.fetch_max(micros, Ordering::Relaxed);
     }
 }
 
