@@ -123,6 +123,18 @@ pub(crate) fn open_network(pid: i32) -> io::Result<()> {
     nft("table inet godwit\ndelete table inet godwit\n")
 }
 
+/// Takes a network namespace off its networks for good. Tasks that stand still still have a kernel that answers for their
+/// addresses, and those are another host's by now.
+pub(crate) fn cut_network(pid: i32) -> io::Result<()> {
+    enter_network_of(pid)?;
+    for device in &nix::net::if_::if_nameindex()? {
+        if device.name().to_bytes() != b"lo" {
+            sys::set_device(device.name().to_bytes(), false)?;
+        }
+    }
+    Ok(())
+}
+
 fn enter_network_of(pid: i32) -> io::Result<()> {
     let namespace = fs::File::open(format!("/proc/{pid}/ns/net"))?;
     setns(namespace, CloneFlags::CLONE_NEWNET)?;

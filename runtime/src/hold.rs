@@ -8,7 +8,8 @@
 //! leaves a thawer behind: a process that waits for CRIU's end and settles what is left (see [`HoldRecord::settle`]).
 //! CRIU gives a cgroup back as it found it, so tasks that CRIU resumes stay frozen until they are thawed here. That
 //! makes the thaw, not CRIU's resume, the act that gives the container back: a holder that is killed makes CRIU
-//! resume, and still nothing runs unless `aborted` stands.
+//! resume, and still nothing runs unless `aborted` stands. While it dumps CRIU thaws the cgroup and holds the tasks by
+//! tracing alone, so it is frozen anew at `post-dump`: a CRIU that is killed in the hold lets nothing go either.
 //!
 //! A container that was paused before is let go for some milliseconds where the pause came amid a vfork. For that time
 //! the holder has a keeper beside it, which pauses the container again should the holder not come to do it.
@@ -87,6 +88,9 @@ pub struct HoldRecord {
     /// more. Until it is there the tasks stay frozen and alive, whoever has died.
     #[serde(default)]
     pub drained: Option<PathBuf>,
+    /// For a dump: whether the network namespace is the container's alone, wired by the engine.
+    #[serde(default)]
+    pub own_network: bool,
 }
 
 impl HoldRecord {
@@ -136,6 +140,11 @@ pub fn main(called_as: &Path) -> io::Result<()> {
         };
         frozen.inspect_err(|error| refuse(&control, error))?;
     }
+    if let (POST_DUMP, Some(_), Some(freezer)) = (action.as_str(), &record.verdict, &record.freezer) {
+        // CRIU has thawed the cgroup: until now only its tracing held the tasks. Frozen again, they stand still even if it
+        // is killed; it leaves the cgroup as it had found it, which is frozen as well.
+        freezer.freeze().inspect_err(|error| refuse(&control, error))?;
+    }
     // The clock is not worth a container: a shim that is gone is no reason to fail.
     if let Ok(mut shim) = UnixStream::connect(control.join("ctl.sock")) {
         let _ = gate::send(
@@ -158,6 +167,14 @@ pub fn main(called_as: &Path) -> io::Result<()> {
     match (action.as_str(), &record.verdict) {
         (POST_DUMP, Some(path)) => {
             obey(&hold_dump(path, record.hold_ms)?)?;
+            if let (None, Some(freezer)) = (&record.drained, &record.freezer) {
+                // CRIU kills the tasks now and waits for their end, which on cgroup v1 does not come while they are frozen.
+                freezer.thaw()?;
+            }
+            if record.own_network && record.pages_are_needed()? {
+                // What is not cut off is only a nuisance: answers for an address that has moved.
+                let _ = init_pid().and_then(gate::cut_network);
+            }
             // Only the other host knows how long that is.
             while record.pages_are_needed()? {
                 std::thread::sleep(DRAIN_POLL_INTERVAL);

@@ -56,6 +56,11 @@ pub(crate) fn set_terminal_size(terminal: impl AsFd, columns: u16, rows: u16) ->
 
 /// Switches on the loopback device of the calling thread's network namespace (netdevice(7)).
 pub(crate) fn loopback_up() -> io::Result<()> {
+    set_device(b"lo", true)
+}
+
+/// Brings a device of the calling thread's network namespace up or down.
+pub(crate) fn set_device(name: &[u8], up: bool) -> io::Result<()> {
     let socket = socket(
         AddressFamily::Inet,
         SockType::Datagram,
@@ -64,7 +69,10 @@ pub(crate) fn loopback_up() -> io::Result<()> {
     )?;
     // SAFETY: `ifreq` is plain data, for which all zeros is a value.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
+    if name.len() >= request.ifr_name.len() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(name) {
         *to = from.cast_signed();
     }
     // SAFETY: SIOCGIFFLAGS reads the name and writes the flags of the one `ifreq`, which is valid for the call.
@@ -72,7 +80,13 @@ pub(crate) fn loopback_up() -> io::Result<()> {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: the call before has written the flags, so that this member of the union is the one in use; IFF_UP is 1.
-    unsafe { request.ifr_ifru.ifru_flags |= libc::IFF_UP as libc::c_short };
+    unsafe {
+        if up {
+            request.ifr_ifru.ifru_flags |= libc::IFF_UP as libc::c_short;
+        } else {
+            request.ifr_ifru.ifru_flags &= !(libc::IFF_UP as libc::c_short);
+        }
+    };
     // SAFETY: SIOCSIFFLAGS reads the one `ifreq`.
     if unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) } < 0 {
         return Err(io::Error::last_os_error());

@@ -149,7 +149,7 @@ impl Chooser {
         self.packing = match rate {
             _ if self.futile => Packing::None,
             ..ZSTD_BELOW => Packing::Zstd,
-            ..LZ4_BELOW => Packing::Lz4,
+            ZSTD_BELOW..LZ4_BELOW => Packing::Lz4,
             _ => Packing::None,
         };
         (self.pages, self.written, self.waited) = (0, 0, Duration::ZERO);

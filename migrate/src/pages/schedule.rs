@@ -57,7 +57,7 @@ impl Schedule {
     }
 
     /// The next pages that go unasked; `None` when all have gone.
-    pub fn next(&mut self) -> Option<Run> {
+    pub fn advance(&mut self) -> Option<Run> {
         loop {
             let ranges = self.ranges.get(self.task)?;
             let Some(range) = ranges.get(self.range) else {
@@ -152,7 +152,7 @@ mod tests {
     #[test]
     fn all_pages_go_in_order_in_runs_that_fit_a_record() {
         let mut schedule = Schedule::new(&[task(1, &[(1, 3), (10, 310)]), task(7, &[]), task(9, &[(5, 6)])]);
-        let all: Vec<Run> = std::iter::from_fn(|| schedule.next()).collect();
+        let all: Vec<Run> = std::iter::from_fn(|| schedule.advance()).collect();
         assert_eq!(
             all,
             [run(0, 1, 2), run(0, 10, 256), run(0, 266, 44), run(2, 5, 1)]
@@ -165,16 +165,16 @@ mod tests {
         let mut schedule = Schedule::new(&[task(1, &[(0, 10)]), task(2, &[(0, 4)])]);
         assert_eq!(schedule.asked(run(0, 4, 1)), Some(run(0, 4, 1)));
         assert_eq!(schedule.asked(run(0, 4, 1)), None, "it is on its way");
-        assert_eq!(schedule.next(), Some(run(0, 0, 4)));
+        assert_eq!(schedule.advance(), Some(run(0, 0, 4)));
         assert_eq!(schedule.asked(run(0, 2, 1)), None, "it is on its way too");
-        assert_eq!(schedule.next(), Some(run(0, 5, 5)));
+        assert_eq!(schedule.advance(), Some(run(0, 5, 5)));
         assert_eq!(
             schedule.asked(run(1, 3, 9)),
             Some(run(1, 3, 1)),
             "no more than there is"
         );
-        assert_eq!(schedule.next(), Some(run(1, 0, 3)));
-        assert_eq!(schedule.next(), None);
+        assert_eq!(schedule.advance(), Some(run(1, 0, 3)));
+        assert_eq!(schedule.advance(), None);
         assert_eq!(
             schedule.asked(run(0, 2, 1)),
             Some(run(0, 2, 1)),
@@ -215,10 +215,10 @@ mod tests {
                     take(schedule.asked(run(0, first, pages)));
                 }
                 if step {
-                    take(schedule.next());
+                    take(schedule.advance());
                 }
             }
-            while let Some(next) = schedule.next() {
+            while let Some(next) = schedule.advance() {
                 take(Some(next));
             }
             sent.sort_unstable();

@@ -181,7 +181,7 @@ fn fill(
         };
         let mut content = 0;
         while batch.len() < BATCH_BYTES {
-            let Some(run) = pages.schedule().next() else {
+            let Some(run) = pages.schedule().advance() else {
                 break;
             };
             pages.pack(run, packing, &mut buffer, &mut batch)?;

@@ -110,6 +110,7 @@ impl Dump {
             freezer: Some(Freezer::of(request.pid).map_err(unready)?),
             paused: request.paused,
             drained,
+            own_network: owner == NetworkOwner::Engine && network::has_own_network(&spec),
         };
         let json = serde_json::to_vec(&record).map_err(|error| unready(error.into()))?;
         write_atomically(&site.control.join("hold.json"), &json).map_err(unready)?;

@@ -27,6 +27,7 @@ use crate::options::{CheckpointOptions, Layer, Tcp};
 use crate::processes::Doomed;
 use crate::runc::{RuncError, Streams};
 use crate::spec::Spec;
+use crate::verdict::{self, Verdict};
 
 /// A commit that waits for a source that is being repaired: beyond that somebody has forgotten it.
 const RESUME_DEADLINE: Duration = Duration::from_secs(24 * 3600);
@@ -81,6 +82,8 @@ pub struct Restore {
     runc_pid: i32,
     log_limit: u64,
     log_check: Interval,
+    /// Where `aborted` may appear before the holder is there to read it.
+    early_verdict: Option<PathBuf>,
     call: Pin<Box<dyn Future<Output = Result<(), RuncError>> + Send>>,
     clock: Clock,
     arrival: Option<Arrival>,
@@ -193,6 +196,7 @@ impl Restore {
             runc_pid,
             log_limit,
             log_check,
+            early_verdict: request.verdict.clone(),
             call,
             clock: Clock::start(),
             arrival,
@@ -242,6 +246,8 @@ impl Restore {
             match self.next(began, WORK_DEADLINE).await? {
                 Some((Report::Hold { action }, _)) if action == POST_RESTORE => {
                     self.clock.mark("restore");
+                    // From here on the holder obeys it.
+                    self.early_verdict = None;
                     if let Some(arrival) = &self.arrival {
                         arrival.fill().await;
                     }
@@ -281,6 +287,12 @@ impl Restore {
                     Err(error) => Err(self.failure(&error)),
                 },
                 _ = self.log_check.tick() => {}
+            }
+            // A restore that waits for pages of memory may never come to its holder.
+            if let Some(path) = &self.early_verdict
+                && matches!(verdict::read(path), Ok(Some(Verdict::Aborted)))
+            {
+                return Err(self.give_up("the move was aborted".into()).await);
             }
             // Absent until CRIU has begun.
             let written = fs::metadata(self.work.join(RESTORE_LOG)).map_or(0, |log| log.len());

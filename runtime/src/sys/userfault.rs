@@ -267,10 +267,8 @@ pub(crate) mod making {
     /// Makes a mapping of its own out of a part of one, by protecting it.
     pub(crate) fn protect(start: u64, bytes: u64) {
         // SAFETY: as for `unmap`.
-        assert_eq!(
-            unsafe { libc::mprotect(start as *mut _, bytes as usize, libc::PROT_READ) },
-            0
-        );
+        let done = unsafe { libc::mprotect(start as *mut _, bytes as usize, libc::PROT_READ) };
+        assert_eq!(done, 0);
     }
 
     /// Forks; the child ends with 0 if `check`, which must not allocate, holds in it.
