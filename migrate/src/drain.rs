@@ -105,7 +105,7 @@ pub async fn serve(
     peer: &str,
     versions: &[u32],
     migration: &MigrationId,
-    (kind, again): (PageStream, bool),
+    kind: PageStream,
 ) -> io::Result<()> {
     let shelf = match admit(host, peer, versions, migration) {
         Ok(shelf) => shelf,
@@ -125,7 +125,7 @@ pub async fn serve(
         .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
     match kind {
         PageStream::Push => serve::while_offered(&mut shelf, serve::push(stream, pages)).await,
-        PageStream::Urgent => serve::while_offered(&mut shelf, serve::answer(stream, pages, again)).await,
+        PageStream::Urgent => serve::while_offered(&mut shelf, serve::answer(stream, pages)).await,
     }
 }
 

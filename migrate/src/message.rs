@@ -48,8 +48,6 @@ pub enum Intent {
         migration: MigrationId,
         /// Which of them.
         stream: PageStream,
-        /// Pages that were on their way are lost: nothing counts as sent.
-        again: bool,
     },
 }
 

@@ -118,12 +118,9 @@ async fn serve_one(agent: Arc<Agent>, peers: &TlsPeers, connection: TcpStream) {
     if let Intent::Pages {
         migration,
         stream: kind,
-        again,
     } = intent
     {
-        if let Err(error) =
-            drain::serve(&agent.host, stream, &peer, &versions, &migration, (kind, again)).await
-        {
+        if let Err(error) = drain::serve(&agent.host, stream, &peer, &versions, &migration, kind).await {
             log::warn!("migration {migration}: pages for {peer}: {error}");
         }
         return;

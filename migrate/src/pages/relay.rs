@@ -96,10 +96,10 @@ impl Relay {
     /// Opens all streams to the source, and the socket at which the pager will call.
     pub async fn open(host: &Arc<Host>, source: &str, migration: &MigrationId) -> Result<Self, Problem> {
         let origin = Origin::new(host, source, migration);
-        let urgent = origin.connect(PageStream::Urgent, false).await?;
+        let urgent = origin.connect(PageStream::Urgent).await?;
         let mut pushed = Vec::new();
         for _ in 0..PUSH_STREAMS {
-            pushed.push(origin.connect(PageStream::Push, false).await?);
+            pushed.push(origin.connect(PageStream::Push).await?);
         }
         Self::start(origin, Some(Streams { urgent, pushed }))
     }
@@ -156,13 +156,12 @@ impl Origin {
         }
     }
 
-    async fn connect(&self, stream: PageStream, again: bool) -> Result<Box<dyn Duplex>, Problem> {
+    async fn connect(&self, stream: PageStream) -> Result<Box<dyn Duplex>, Problem> {
         let hello = async {
             let mut connection = self.host.peers.open(&self.source).await.map_err(Problem::Here)?;
             let intent = Intent::Pages {
                 migration: self.migration.clone(),
                 stream,
-                again,
             };
             let hello = Message::Hello {
                 versions: VERSIONS.to_vec(),
@@ -253,7 +252,7 @@ async fn run(origin: &Origin, listener: &UnixListener, streams: Option<Streams>)
             }
         };
         let source = loop {
-            match origin.connect(PageStream::Urgent, true).await {
+            match origin.connect(PageStream::Urgent).await {
                 Ok(source) => break source,
                 Err(problem) => log::warn!(
                     "migration {}: {} does not send the pages that are missing: {problem}",

@@ -193,13 +193,8 @@ fn fill(
     }
 }
 
-/// Answers what is asked for, until the other end says that it has all, or closes. `again`: it has lost pages that
-/// were on their way, so that nothing is taken for sent.
-pub async fn answer(
-    stream: impl AsyncRead + AsyncWrite + Unpin,
-    pages: Arc<Pages>,
-    again: bool,
-) -> io::Result<()> {
+/// Answers what is asked for, until the other end says that it has all, or closes.
+pub async fn answer(stream: impl AsyncRead + AsyncWrite + Unpin, pages: Arc<Pages>) -> io::Result<()> {
     let (mut input, mut output) = tokio::io::split(stream);
     let (mut buffer, mut out) = (Vec::new(), Vec::new());
     while let Some(header) = read_header(&mut input).await? {
@@ -221,11 +216,7 @@ pub async fn answer(
             address: header.address,
             pages: header.pages,
         };
-        let found = if again {
-            pages.schedule().present(wanted)
-        } else {
-            pages.schedule().asked(wanted)
-        };
+        let found = pages.schedule().asked(wanted);
         if let Some(run) = found {
             out.clear();
             pages.pack(run, Packing::None, &mut buffer, &mut out)?;
