@@ -4,6 +4,7 @@ After each fault the container must run on ha as if nothing had happened, with i
 nothing; and with the fault lifted the next move must succeed.
 """
 
+import os
 import signal
 import time
 from contextlib import contextmanager
@@ -179,6 +180,37 @@ class BeforeTheCommit(Fault):
 
 
 class AfterTheCommit(Fault):
+    def test_there_is_no_room_at_the_destination_from_the_hold_on(self) -> None:
+        client = self.start_load()
+        move = self.begin_move(self.name)
+        move.until("restore")
+        # The source's agent stands still until the restore is held and the room is gone.
+        agent = str(self.ha.daemon_pid("agent"))
+        self.ha.run("kill", "-STOP", agent)
+        self.addCleanup(self.ha.run, "kill", "-CONT", agent, check=False)
+        logs = self.hb.path("/run/godwit/tasks")
+        self.soon("the restore to be held", lambda: any("post-restore" in log.read_text(errors="replace")
+                                                        for log in logs.glob("*/work-restore/restore.log")))  # fmt: skip
+        told = os.statvfs(self.hb.path("/run"))
+        total, used = (n * told.f_frsize >> 10 for n in (told.f_blocks, told.f_blocks - told.f_bfree))
+        self.addCleanup(self.resize_run, total)
+        self.resize_run(used)
+        self.ha.run("kill", "-CONT", agent)
+        self.assertEqual(0, move.end().code, move.said)
+        self.goes_on(client)
+        self.assertEqual("running", self.containers(self.hb)[self.name])
+        self.resize_run(total)
+        self.kept_all(client)
+        # runC knows it, too.
+        self.docker("pause", self.name, host=self.hb)
+        self.docker("unpause", self.name, host=self.hb)
+        self.holds_nothing(self.ha)
+        self.holds_nothing(self.hb)
+
+    def resize_run(self, kib: int) -> None:
+        """Gives hb's /run so much room."""
+        self.hb.run("nsenter", "-t", "1", "-m", "--", "mount", "-o", f"remount,size={kib}k", "/run")
+
     def test_a_destination_that_dies_with_the_commit_runs_the_container_when_it_is_back(self) -> None:
         client = self.start_load()
         held = self.hb.path("/run/godwit")
