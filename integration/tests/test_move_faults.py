@@ -169,6 +169,30 @@ class BeforeTheCommit(Fault):
         with self.unharmed():
             self.begin_and_kill("thaw", "hold")
 
+    def test_criu_is_killed_while_the_container_is_held(self) -> None:
+        self.filled()
+        client = self.start_load()
+        move = self.begin_move(self.name)
+        move.until("freeze")
+        move.until_sent(SOME_OF_IT)
+        self.ha.run("pkill", "-KILL", "-x", "criu")
+        # At once, and not only when the move is over.
+        self.goes_on(client)
+        tables = self.ha.run("nsenter", "-t", self.inspect(self.name, "{{.State.Pid}}"), "-n", "nft", "list", "tables")
+        self.assertNotIn("CRIU", tables.stdout)
+        self.assertEqual(1, move.end().code, move.said)  # the load and the image share the slow link
+        self.unmoved_check(layers_may_stay=True)
+
+    def test_criu_is_killed_at_the_destination_during_the_restore(self) -> None:
+        lift = self.criu_that('case "$*" in swrk*) sleep 1;; esac')
+        with self.unharmed():
+            move = self.begin_move(self.name)
+            move.until("restore")
+            self.soon("CRIU to restore", lambda: self.hb.run("pgrep", "-x", "criu", check=False).returncode == 0)
+            self.hb.run("pkill", "-KILL", "-x", "criu")
+            self.failed(move.end(), 1, "restore failed on hb")
+            lift()
+
     def begin_and_kill(self, *names: str) -> None:
         """Has a move fail because the programs that CRIU calls die while the container is held."""
         move = self.begin_move(self.name)

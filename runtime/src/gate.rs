@@ -123,7 +123,7 @@ pub(crate) fn open_network(pid: i32) -> io::Result<()> {
     nft("table inet godwit\ndelete table inet godwit\n")
 }
 
-fn enter_network_of(pid: i32) -> io::Result<()> {
+pub(crate) fn enter_network_of(pid: i32) -> io::Result<()> {
     let namespace = fs::File::open(format!("/proc/{pid}/ns/net"))?;
     setns(namespace, CloneFlags::CLONE_NEWNET)?;
     Ok(())
