@@ -4,6 +4,7 @@ After each fault the container must run on ha as if nothing had happened, with i
 nothing; and with the fault lifted the next move must succeed.
 """
 
+import os
 import signal
 import time
 from contextlib import contextmanager
@@ -168,6 +169,30 @@ class BeforeTheCommit(Fault):
         with self.unharmed():
             self.begin_and_kill("thaw", "hold")
 
+    def test_criu_is_killed_while_the_container_is_held(self) -> None:
+        self.filled()
+        client = self.start_load()
+        move = self.begin_move(self.name)
+        move.until("freeze")
+        move.until_sent(SOME_OF_IT)
+        self.ha.run("pkill", "-KILL", "-x", "criu")
+        # At once, and not only when the move is over.
+        self.goes_on(client)
+        tables = self.ha.run("nsenter", "-t", self.inspect(self.name, "{{.State.Pid}}"), "-n", "nft", "list", "tables")
+        self.assertNotIn("CRIU", tables.stdout)
+        self.assertEqual(1, move.end().code, move.said)  # the load and the image share the slow link
+        self.unmoved_check(layers_may_stay=True)
+
+    def test_criu_is_killed_at_the_destination_during_the_restore(self) -> None:
+        lift = self.criu_that('case "$*" in swrk*) sleep 1;; esac')
+        with self.unharmed():
+            move = self.begin_move(self.name)
+            move.until("restore")
+            self.soon("CRIU to restore", lambda: self.hb.run("pgrep", "-x", "criu", check=False).returncode == 0)
+            self.hb.run("pkill", "-KILL", "-x", "criu")
+            self.failed(move.end(), 1, "restore failed on hb")
+            lift()
+
     def begin_and_kill(self, *names: str) -> None:
         """Has a move fail because the programs that CRIU calls die while the container is held."""
         move = self.begin_move(self.name)
@@ -179,6 +204,37 @@ class BeforeTheCommit(Fault):
 
 
 class AfterTheCommit(Fault):
+    def test_there_is_no_room_at_the_destination_from_the_hold_on(self) -> None:
+        client = self.start_load()
+        move = self.begin_move(self.name)
+        move.until("restore")
+        # The source's agent stands still until the restore is held and the room is gone.
+        agent = str(self.ha.daemon_pid("agent"))
+        self.ha.run("kill", "-STOP", agent)
+        self.addCleanup(self.ha.run, "kill", "-CONT", agent, check=False)
+        logs = self.hb.path("/run/godwit/tasks")
+        self.soon("the restore to be held", lambda: any("post-restore" in log.read_text(errors="replace")
+                                                        for log in logs.glob("*/work-restore/restore.log")))  # fmt: skip
+        told = os.statvfs(self.hb.path("/run"))
+        total, used = (n * told.f_frsize >> 10 for n in (told.f_blocks, told.f_blocks - told.f_bfree))
+        self.addCleanup(self.resize_run, total)
+        self.resize_run(used)
+        self.ha.run("kill", "-CONT", agent)
+        self.assertEqual(0, move.end().code, move.said)
+        self.goes_on(client)
+        self.assertEqual("running", self.containers(self.hb)[self.name])
+        self.resize_run(total)
+        self.kept_all(client)
+        # runC knows it, too.
+        self.docker("pause", self.name, host=self.hb)
+        self.docker("unpause", self.name, host=self.hb)
+        self.holds_nothing(self.ha)
+        self.holds_nothing(self.hb)
+
+    def resize_run(self, kib: int) -> None:
+        """Gives hb's /run so much room."""
+        self.hb.run("nsenter", "-t", "1", "-m", "--", "mount", "-o", f"remount,size={kib}k", "/run")
+
     def test_a_destination_that_dies_with_the_commit_runs_the_container_when_it_is_back(self) -> None:
         client = self.start_load()
         held = self.hb.path("/run/godwit")

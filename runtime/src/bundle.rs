@@ -78,12 +78,17 @@ impl Bundle {
         self.0.join(spec.root_path().unwrap_or(Path::new("rootfs")))
     }
 
-    /// The file runC writes the init's pid to.
+    /// The file that holds the init's pid; after `runc create` runC writes it.
     pub fn init_pid_file(&self) -> PathBuf {
         self.join("init.pid")
     }
 
-    /// The init's pid, if runC has written it.
+    /// Keeps the init's pid, where it is not runC that does.
+    pub fn write_init_pid(&self, pid: i32) -> io::Result<()> {
+        write_atomically(&self.init_pid_file(), pid.to_string().as_bytes())
+    }
+
+    /// The init's pid, if it has been written.
     pub fn init_pid(&self) -> Option<i32> {
         read_pid(&self.init_pid_file()).ok()
     }

@@ -188,6 +188,13 @@ impl Freezer {
         gone_is_fine(self.write("THAWED", "0"))
     }
 
+    /// The pids of all processes in it and in the cgroups below.
+    pub fn processes(&self) -> io::Result<Vec<i32>> {
+        let mut found = Vec::new();
+        list_below(&self.directory, &mut found)?;
+        Ok(found)
+    }
+
     /// Kills every task, frozen or not. A cgroup that is gone has none.
     pub fn kill(&self) -> io::Result<()> {
         kill_below(&self.directory)?;
@@ -277,6 +284,23 @@ fn obstacle(cgroup: &Path) -> io::Result<Option<Obstacle>> {
         }
     }
     Ok(stopped)
+}
+
+fn list_below(cgroup: &Path, found: &mut Vec<i32>) -> io::Result<()> {
+    match fs::read_to_string(cgroup.join("cgroup.procs")) {
+        Ok(procs) => found.extend(procs.lines().filter_map(|pid| pid.parse::<i32>().ok())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        // A threaded cgroup names its processes above.
+        Err(error) if error.raw_os_error() == Some(Errno::EOPNOTSUPP as i32) => {}
+        Err(error) => return Err(error),
+    }
+    for entry in fs::read_dir(cgroup)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            list_below(&entry.path(), found)?;
+        }
+    }
+    Ok(())
 }
 
 /// Kills the tasks of a cgroup and of those below; returns how many there were.

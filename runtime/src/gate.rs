@@ -135,7 +135,7 @@ pub(crate) fn cut_network(pid: i32) -> io::Result<()> {
     Ok(())
 }
 
-fn enter_network_of(pid: i32) -> io::Result<()> {
+pub(crate) fn enter_network_of(pid: i32) -> io::Result<()> {
     let namespace = fs::File::open(format!("/proc/{pid}/ns/net"))?;
     setns(namespace, CloneFlags::CLONE_NEWNET)?;
     Ok(())

@@ -28,6 +28,7 @@ use serde::{Deserialize, Serialize};
 use crate::control::ControlDir;
 use crate::freezer::Freezer;
 use crate::gate::{self, Report};
+use crate::release::Traces;
 use crate::verdict::{self, Verdict};
 
 /// The name the shim's binary is called by to be the holder.
@@ -35,6 +36,9 @@ pub const NAME: &str = "hold";
 
 /// The name it is called by to be the thawer, whose argument is CRIU's pid, or the keeper, whose argument is [`KEEP`].
 pub const THAWER_NAME: &str = "thaw";
+
+/// What a thawer is told whose CRIU has ended: no process has this pid.
+pub(crate) const NOBODY: &str = "0";
 
 /// What the thawer is told to be a keeper.
 const KEEP: &str = "keep-paused";
@@ -91,26 +95,55 @@ pub struct HoldRecord {
     /// For a dump: whether the network namespace is the container's alone, wired by the engine.
     #[serde(default)]
     pub own_network: bool,
+    /// For a dump: where to look for what a CRIU that was killed has left.
+    #[serde(default)]
+    pub traces: Option<Traces>,
 }
 
 impl HoldRecord {
     /// Settles a dump that CRIU has done with: lets the tasks run, or makes sure that they do not.
     ///
     /// A held dump that ends without a verdict is aborted first; tasks that are left after `committed` are killed, unless
-    /// somebody still needs their pages. May be called again, by whoever outlived CRIU.
+    /// somebody still needs their pages. May be called again, by whoever outlived CRIU; where a CRIU was killed, only by
+    /// a process as [`Traces::remove`] asks for.
     pub fn settle(&self) -> io::Result<Settled> {
-        let Some(freezer) = self.freezer.as_ref().filter(|_| !self.paused) else {
+        let Some(freezer) = &self.freezer else {
             return Ok(Settled::Done);
         };
+        let give_back = || {
+            let removed = self.remove_traces(freezer);
+            if !self.paused {
+                // Also where traces stay: a container without its network is better than one that stands still.
+                freezer.thaw()?;
+            }
+            removed
+        };
         match &self.verdict {
-            None => freezer.thaw()?,
+            None => give_back()?,
             Some(path) => match verdict::decide(path, Verdict::Aborted)? {
-                Verdict::Aborted => freezer.thaw()?,
+                Verdict::Aborted => give_back()?,
                 Verdict::Committed if self.pages_are_needed()? => return Ok(Settled::PagesNeeded),
                 Verdict::Committed => freezer.kill()?,
             },
         }
         Ok(Settled::Done)
+    }
+
+    /// Whether the container is to be given back after a CRIU that was killed and has left something: no process can do
+    /// that by [`HoldRecord::settle`] but one as [`Traces::remove`] asks for. A held dump without a verdict is aborted.
+    pub fn must_release(&self) -> io::Result<bool> {
+        let is_given_back = match &self.verdict {
+            None => true,
+            Some(path) => verdict::decide(path, Verdict::Aborted)? == Verdict::Aborted,
+        };
+        Ok(is_given_back && self.traces.as_ref().is_some_and(Traces::are_left))
+    }
+
+    fn remove_traces(&self, freezer: &Freezer) -> io::Result<()> {
+        match &self.traces {
+            Some(traces) if traces.are_left() => traces.remove(&freezer.processes()?),
+            _ => Ok(()),
+        }
     }
 
     fn pages_are_needed(&self) -> io::Result<bool> {

@@ -19,6 +19,7 @@ pub mod options;
 pub mod pages;
 pub mod processes;
 pub mod reaper;
+pub mod release;
 pub mod runc;
 pub mod spec;
 mod sys;

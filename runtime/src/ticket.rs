@@ -126,13 +126,16 @@ impl Ticket {
                 reason: "another move of this container is under way".into(),
             });
         }
+        let text = serde_json::to_vec(self).map_err(|error| fail(error.into()))?;
         let mut file = OpenOptions::new()
             .write(true)
             .create_new(true)
             .mode(0o600)
             .open(&open)
             .map_err(fail)?;
-        file.write_all(&serde_json::to_vec(self).map_err(|error| fail(error.into()))?)
+        // Half a ticket would be refused for ever: the next start of the container and the next move of it.
+        file.write_all(&text)
+            .inspect_err(|_| drop(fs::remove_file(&open)))
             .map_err(fail)?;
         Ok(Issued { open, claimed })
     }
@@ -262,6 +265,37 @@ mod tests {
         assert_eq!(claimed.ticket.migration, "m1");
         assert!(issued.is_claimed());
         assert!(Ticket::claim(root.path(), "moby", "abc").unwrap().is_none());
+    }
+
+    #[test]
+    fn a_ticket_that_does_not_fit_on_the_disk_leaves_nothing() {
+        let root = tempfile::tempdir().unwrap();
+        // The room of a directory entry, and of less than this image's name.
+        let options = Some("size=4k,nr_inodes=16");
+        let mounted = nix::mount::mount(
+            Some("full"),
+            root.path(),
+            Some("tmpfs"),
+            nix::mount::MsFlags::empty(),
+            options,
+        );
+        if let Err(error) = mounted {
+            println!("skipped: mounting a tmpfs needs root: {error}");
+            return;
+        }
+        let _unmount = Unmount(root.path());
+        let ticket = Ticket::new("moby", "abc", "m1", Some("x".repeat(5000).into()));
+        assert!(matches!(ticket.issue(root.path()), Err(TicketError::Io { .. })));
+        assert!(!root.path().join("moby/abc").exists());
+        Ticket::new("moby", "abc", "m2", None).issue(root.path()).unwrap();
+    }
+
+    struct Unmount<'a>(&'a Path);
+
+    impl Drop for Unmount<'_> {
+        fn drop(&mut self) {
+            let _ = nix::mount::umount(self.0);
+        }
     }
 
     #[test]

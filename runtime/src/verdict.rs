@@ -8,7 +8,8 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -52,18 +53,10 @@ pub fn decide(path: &Path, verdict: Verdict) -> io::Result<Verdict> {
         File::open(directory)?.sync_all()?;
         return Ok(standing);
     }
-    let temporary = directory.join(format!(".verdict-{}-{}", std::process::id(), verdict.as_str()));
-    // A leftover of a dead process with our pid would make `create_new` fail for ever.
+    let temporary = temporary_in(directory);
+    let linked = write_temporary(&temporary, verdict).and_then(|()| fs::hard_link(&temporary, path));
+    // Also what a full disk has cut short.
     let _ = fs::remove_file(&temporary);
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&temporary)?;
-    writeln!(file, "{}", verdict.as_str())?;
-    file.sync_all()?;
-    let linked = fs::hard_link(&temporary, path);
-    fs::remove_file(&temporary)?;
     match linked {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
@@ -71,6 +64,26 @@ pub fn decide(path: &Path, verdict: Verdict) -> io::Result<Verdict> {
     }
     File::open(directory)?.sync_all()?;
     read(path)?.ok_or_else(|| io::Error::other("the verdict vanished while it was being made"))
+}
+
+/// A name that no other writer uses: two threads of one process may decide at once.
+fn temporary_in(directory: &Path) -> PathBuf {
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    directory.join(format!(".verdict-{}-{number}", std::process::id()))
+}
+
+fn write_temporary(path: &Path, verdict: Verdict) -> io::Result<()> {
+    // What bears this process's pid and a number that was just drawn was left by a dead process; `create_new` would fail
+    // on it for ever.
+    let _ = fs::remove_file(path);
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)?;
+    writeln!(file, "{}", verdict.as_str())?;
+    file.sync_all()
 }
 
 /// Reads the verdict at `path`; `None` if there is none yet.
@@ -108,6 +121,7 @@ pub fn wait(path: &Path, deadline: Option<Instant>) -> io::Result<Option<Verdict
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::Barrier;
 
     #[test]
     fn the_first_verdict_stands() {
@@ -127,15 +141,37 @@ mod tests {
     #[test]
     fn many_writers_agree_on_one_verdict() {
         let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("verdict");
-        let verdicts: Vec<Verdict> = std::thread::scope(|scope| {
-            // Two writers per process at most: each uses a temporary name of its own verdict.
-            let commit = scope.spawn(|| decide(&path, Verdict::Committed).unwrap());
-            let abort = scope.spawn(|| decide(&path, Verdict::Aborted).unwrap());
-            vec![commit.join().unwrap(), abort.join().unwrap()]
-        });
-        assert_eq!(verdicts[0], verdicts[1]);
-        assert_eq!(read(&path).unwrap(), Some(verdicts[0]));
+        // As many rounds as show two writers of the same verdict who share a name.
+        for round in 0..50 {
+            let path = directory.path().join(format!("verdict-{round}"));
+            let together = Barrier::new(16);
+            let decided: Vec<Verdict> = std::thread::scope(|scope| {
+                let writers: Vec<_> = (0..16)
+                    .map(|n| {
+                        let verdict = [Verdict::Committed, Verdict::Aborted][n % 2];
+                        let (path, together) = (&path, &together);
+                        scope.spawn(move || {
+                            together.wait();
+                            decide(path, verdict).unwrap()
+                        })
+                    })
+                    .collect();
+                writers.into_iter().map(|writer| writer.join().unwrap()).collect()
+            });
+            let stands = read(&path).unwrap().unwrap();
+            assert!(decided.iter().all(|verdict| *verdict == stands), "{decided:?}");
+        }
+        let left = fs::read_dir(directory.path()).unwrap().count();
+        assert_eq!(left, 50, "a temporary file was left");
+    }
+
+    #[test]
+    fn a_leftover_of_a_dead_process_is_no_obstacle() {
+        let directory = tempfile::tempdir().unwrap();
+        let temporary = temporary_in(directory.path());
+        fs::write(&temporary, "").unwrap();
+        write_temporary(&temporary, Verdict::Aborted).unwrap();
+        assert_eq!(read(&temporary).unwrap(), Some(Verdict::Aborted));
     }
 
     #[test]

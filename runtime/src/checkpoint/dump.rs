@@ -4,8 +4,10 @@
 //! a verdict; `end` returns when CRIU and runC are done. The container's tasks are frozen in between and only then.
 
 use std::future::Future;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::pin::Pin;
+use std::process::Command;
 use std::time::Duration;
 
 use super::reports::Reports;
@@ -17,9 +19,11 @@ use crate::control::write_atomically;
 use crate::criu::{self, DUMP_LOG};
 use crate::freezer::Freezer;
 use crate::gate::Report;
-use crate::hold::{HoldRecord, POST_DUMP, PRE_DUMP, Settled};
+use crate::hold::{self, HoldRecord, POST_DUMP, PRE_DUMP, Settled};
 use crate::image::{ImageDir, Manifest, NetworkOwner};
 use crate::options::{CheckpointOptions, Digests, Tcp};
+use crate::reaper::Limits;
+use crate::release::Traces;
 use crate::runc::RuncError;
 use crate::verdict::{self, Verdict};
 
@@ -61,6 +65,9 @@ pub struct Hold {
 
 /// How often it is looked whether the pages left in the tasks are still needed: the agent waits for the answer.
 const DRAIN_POLL_INTERVAL: Duration = Duration::from_millis(10);
+
+/// A few calls of nft and of the kernel.
+const RELEASE_DEADLINE: Duration = Duration::from_secs(30);
 
 /// How a dump ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,6 +118,10 @@ impl Dump {
             paused: request.paused,
             drained,
             own_network: owner == NetworkOwner::Engine && network::has_own_network(&spec),
+            traces: Some(Traces {
+                pid: request.pid,
+                log: work.join(DUMP_LOG),
+            }),
         };
         let json = serde_json::to_vec(&record).map_err(|error| unready(error.into()))?;
         write_atomically(&site.control.join("hold.json"), &json).map_err(unready)?;
@@ -198,7 +209,11 @@ impl Dump {
             }
         };
         // The thawer does the same; whichever of us is alive.
-        loop {
+        let apart = self.record.must_release().unwrap_or_default();
+        if apart {
+            settle_apart(&self.site).await;
+        }
+        while !apart {
             match self.record.settle() {
                 Ok(Settled::Done) => break,
                 Ok(Settled::PagesNeeded) => tokio::time::sleep(DRAIN_POLL_INTERVAL).await,
@@ -261,4 +276,23 @@ impl Dump {
         self.image.discard();
         error
     }
+}
+
+/// Has a thawer settle what a CRIU that was killed has left: it needs a process of its own.
+async fn settle_apart(site: &Site) {
+    let mut thawer = Command::new("/proc/self/exe");
+    thawer
+        .arg0(site.control.join(hold::THAWER_NAME))
+        .arg(hold::NOBODY)
+        .current_dir("/");
+    let limits = Limits {
+        deadline: RELEASE_DEADLINE,
+        output_bytes: 1024,
+    };
+    let why = match site.runc.reaper().run(thawer, limits).await {
+        Ok(output) if output.exit.success() => return,
+        Ok(output) => String::from_utf8_lossy(&output.stderr).into_owned(),
+        Err(error) => error.to_string(),
+    };
+    log::error!("container {} may have no network: {why}", site.id);
 }

@@ -164,7 +164,6 @@ impl Restore {
             .call("restore")
             .arg("--detach")
             .option("--bundle", site.bundle.path())
-            .option("--pid-file", site.bundle.init_pid_file())
             .option("--image-path", &request.image_dir)
             .option("--work-path", &work)
             .flag("--no-pivot", request.no_pivot)
@@ -215,6 +214,9 @@ impl Restore {
                         let known = arrival.tasks_of(pid).await;
                         known.map_err(|error| CheckpointError::unready(OPERATION, &self.site, &error))?;
                     }
+                    // Here, and not by runC: it writes the file when the tasks run, and kills them if it cannot.
+                    let written = self.site.bundle.write_init_pid(pid);
+                    written.map_err(|error| CheckpointError::unready(OPERATION, &self.site, &error))?;
                     self.gate = Some(reporter);
                     return Ok(pid);
                 }

@@ -140,8 +140,13 @@ impl Identity {
         }
     }
 
-    /// The options of a dump that follow from `request`, the container's annotations and the host's file.
-    pub(super) fn dump_options(&self, request: &Layer) -> Result<CheckpointOptions, ShimError> {
+    /// The options of a dump that follow from `request`, the container's annotations and the host's file, and `usual`
+    /// where none of them says anything.
+    pub(super) fn dump_options(
+        &self,
+        request: &Layer,
+        usual: &Layer,
+    ) -> Result<CheckpointOptions, ShimError> {
         let host = host_layers()?;
         // Docker cannot say what it means under a runtime name that is not its own. Its own default is to stop.
         let engine = Layer {
@@ -152,6 +157,7 @@ impl Identity {
             request,
             &self.annotated,
             &host.checkpoint,
+            usual,
             &engine,
         ]))
     }

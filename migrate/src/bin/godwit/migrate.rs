@@ -34,9 +34,18 @@ pub(crate) async fn run(socket: &Path, request: MigrateRequest, json: bool) -> a
     let mut lines = Lines::new(response.into_body());
     let view = View::new(json);
     let mut abort = Abort::new(socket);
+    let mut is_past_commit = false;
     loop {
         let line = tokio::select! {
-            line = lines.next() => line?.context("the agent went away during the move: `godwit migrations` shows what it is doing")?,
+            line = lines.next() => match line {
+                Ok(Some(line)) => line,
+                Ok(None) | Err(_) if is_past_commit => {
+                    view.clear();
+                    eprintln!("godwit: {}", left_behind(&request));
+                    return Ok(EXIT_UNCONFIRMED.into());
+                }
+                other => other?.context("the agent went away during the move: `godwit migrations` shows what it is doing")?,
+            },
             asked = abort.asked() => {
                 asked?;
                 view.say("aborting");
@@ -45,6 +54,7 @@ pub(crate) async fn run(socket: &Path, request: MigrateRequest, json: bool) -> a
         };
         let event: Event = serde_json::from_slice(&line).context("the agent said something unknown")?;
         view.show(&event, &line)?;
+        is_past_commit |= may_have_committed(&event);
         match event {
             Event::Started { migration, .. } => abort.migration = Some(migration),
             Event::Report { report } => return Ok(exit_of_report(&report)),
@@ -52,6 +62,30 @@ pub(crate) async fn run(socket: &Path, request: MigrateRequest, json: bool) -> a
             Event::Phase { .. } | Event::Transfer { .. } => {}
         }
     }
+}
+
+/// Whether from this event on the container may be the destination's.
+fn may_have_committed(event: &Event) -> bool {
+    matches!(
+        event,
+        Event::Phase {
+            phase: Phase::Commit | Phase::Drain | Phase::Release,
+            ..
+        }
+    )
+}
+
+fn left_behind(request: &MigrateRequest) -> String {
+    let MigrateRequest {
+        container,
+        destination,
+        ..
+    } = request;
+    format!(
+        "the agent went away when the move was committed, or about to be: {container} belongs to {destination} then, \
+         and must not be started here by hand. The agent finishes the move when it is started again; see \
+         `godwit migrations` on both hosts"
+    )
 }
 
 fn exit_of_report(report: &Report) -> ExitCode {
@@ -302,4 +336,26 @@ fn style(template: &str) -> ProgressStyle {
 
 pub(crate) fn size(bytes: u64) -> String {
     indicatif::HumanBytes(bytes).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn phase(text: &str) -> Event {
+        serde_json::from_str(&format!(
+            r#"{{"phase":"{text}","state":"begin","ms":0,"bytes":0}}"#
+        ))
+        .unwrap()
+    }
+
+    #[test]
+    fn whose_the_container_is_is_open_from_the_commits_begin_on() {
+        for before in ["hello", "plan", "prepare", "freeze", "restore"] {
+            assert!(!may_have_committed(&phase(before)), "{before}");
+        }
+        for from in ["commit", "drain", "release"] {
+            assert!(may_have_committed(&phase(from)), "{from}");
+        }
+    }
 }

@@ -31,7 +31,7 @@ use crate::options::CheckpointOrder;
 impl Owner {
     /// The task API's Checkpoint: dump into a directory, then stop or go on.
     pub(super) fn checkpoint(&mut self, order: CheckpointOrder, reply: Reply<()>) {
-        let (options, execs) = match self.prepare_dump(&order.layer) {
+        let (options, execs) = match self.prepare_dump(&order.layer, &Layer::default()) {
             Ok(prepared) => prepared,
             Err(error) => return drop(reply.send(Err(error))),
         };
@@ -81,7 +81,7 @@ impl Owner {
             leave_running: Some(false),
             ..Layer::default()
         };
-        let (options, execs) = match self.prepare_dump(&leave) {
+        let (options, execs) = match self.prepare_dump(&leave, &usual_of_moves()) {
             Ok(prepared) => prepared,
             Err(error) => return drop(reply.send(Err(error))),
         };
@@ -313,7 +313,11 @@ impl Owner {
     }
 
     /// Whether a dump may begin, how, and which processes are to be ended first.
-    fn prepare_dump(&self, request: &Layer) -> Result<(CheckpointOptions, DoomedExecs), ShimError> {
+    fn prepare_dump(
+        &self,
+        request: &Layer,
+        usual: &Layer,
+    ) -> Result<(CheckpointOptions, DoomedExecs), ShimError> {
         self.lifecycle.after(Event::DumpBegan)?;
         if self.memory.is_some() {
             return Err(ShimError::FailedPrecondition(format!(
@@ -322,7 +326,7 @@ impl Owner {
                 self.identity.id
             )));
         }
-        let options = self.identity.dump_options(request)?;
+        let options = self.identity.dump_options(request, usual)?;
         let execs = self.summary().execs;
         if !execs.is_empty() && !options.kill_execs {
             // CRIU refuses them after the freeze; here the reason can be told and costs nothing.
@@ -392,6 +396,15 @@ impl Owner {
     }
 }
 
+/// What a move does where neither the container nor the host says otherwise. A client that is just connecting is no reason
+/// to fail it: left out, it tries again or sees a reset.
+fn usual_of_moves() -> Layer {
+    Layer {
+        skip_in_flight: Some(true),
+        ..Layer::default()
+    }
+}
+
 /// Processes of exec that must not be there when a dump begins: they belong to a process tree outside the container.
 struct DoomedExecs {
     site: Site,
@@ -420,5 +433,22 @@ impl DoomedExecs {
         // The holder waits until all tasks have frozen.
         freezer.pause().map_err(unready)?;
         ended.map_err(unready)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_move_leaves_out_who_is_just_connecting_unless_told_otherwise() {
+        let told = Layer {
+            skip_in_flight: Some(false),
+            ..Layer::default()
+        };
+        let skips = |layers: &[&Layer]| CheckpointOptions::resolve(layers).skip_in_flight;
+        assert!(skips(&[&Layer::default(), &usual_of_moves()]));
+        assert!(!skips(&[&told, &usual_of_moves()]));
+        assert!(!skips(&[&Layer::default()]));
     }
 }
