@@ -182,6 +182,7 @@ class BeforeTheCommit(Fault):
         self.assertNotIn("CRIU", tables.stdout)
         self.assertEqual(1, move.end().code, move.said)  # the load and the image share the slow link
         self.unmoved_check(layers_may_stay=True)
+        self.kept_all(client)
 
     def test_criu_is_killed_at_the_destination_during_the_restore(self) -> None:
         lift = self.criu_that('case "$*" in swrk*) sleep 1;; esac')
