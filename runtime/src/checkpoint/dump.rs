@@ -208,21 +208,7 @@ impl Dump {
                 result = &mut self.call => break result,
             }
         };
-        // The thawer does the same; whichever of us is alive.
-        let apart = self.record.must_release().unwrap_or_default();
-        if apart {
-            settle_apart(&self.site).await;
-        }
-        while !apart {
-            match self.record.settle() {
-                Ok(Settled::Done) => break,
-                Ok(Settled::PagesNeeded) => tokio::time::sleep(DRAIN_POLL_INTERVAL).await,
-                Err(error) => {
-                    log::error!("container {} may be left frozen: {error}", self.site.id);
-                    break;
-                }
-            }
-        }
+        settle(&self.site, &self.record).await;
         self.clock.mark("end");
         let hold = self.request.hold.as_ref();
         let verdict = hold.and_then(|hold| verdict::read(&hold.verdict).ok().flatten());
@@ -275,6 +261,20 @@ impl Dump {
         // After the log is kept, which may lie in it.
         self.image.discard();
         error
+    }
+}
+
+/// Lets the tasks run, or makes sure that they do not. The thawer does the same; whichever of us is alive.
+async fn settle(site: &Site, record: &HoldRecord) {
+    if record.must_release().unwrap_or_default() {
+        return settle_apart(site).await;
+    }
+    loop {
+        match record.settle() {
+            Ok(Settled::Done) => return,
+            Ok(Settled::PagesNeeded) => tokio::time::sleep(DRAIN_POLL_INTERVAL).await,
+            Err(error) => return log::error!("container {} may be left frozen: {error}", site.id),
+        }
     }
 }
 
