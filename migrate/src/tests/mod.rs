@@ -3,5 +3,6 @@
 mod blows;
 mod fake;
 mod faults;
+mod pages;
 mod plans;
 mod world;
