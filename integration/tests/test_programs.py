@@ -332,7 +332,7 @@ class MappedUsers(ProgramTest):
         if self.is_v2:
             self.skipTest(NO_MAPPED_V2)
         pause = self.pause()
-        name = self.start("busybox", "sh", "-c", "while :; do sleep 1; done", options=pause.OPTIONS)
+        name = self.start(self.image("busybox"), "sh", "-c", "while :; do sleep 1; done", options=pause.OPTIONS)
         self.checkpoint(name)
         container_id = self.inspect(name, "{{.Id}}")
         pause.at("pre-restore")

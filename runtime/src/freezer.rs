@@ -47,6 +47,10 @@ const KILL_DEADLINE: Duration = Duration::from_secs(10);
 /// How often it is looked whether all have.
 const KILL_INTERVAL: Duration = Duration::from_millis(2);
 
+/// A cgroup of version 1 that tasks are forked in while it freezes can stay half-frozen for ever; the kernel's manual
+/// (freezer-subsystem) leaves it to who asked to thaw it and to ask again. Freezing takes a millisecond as a rule.
+const STUCK_INTERVAL: Duration = Duration::from_millis(250);
+
 /// How often the state is looked at while tasks freeze.
 const POLL_INTERVAL: Duration = Duration::from_micros(200);
 
@@ -153,9 +157,15 @@ impl Freezer {
         let mut grace = FIRST_VFORK_GRACE;
         loop {
             self.write("FROZEN", "1")?;
+            let mut asked = Instant::now();
             while !self.is_frozen()? {
                 if Instant::now() >= deadline {
                     return Err(late(waiting_parent));
+                }
+                if asked.elapsed() >= STUCK_INTERVAL {
+                    self.thaw()?;
+                    self.write("FROZEN", "1")?;
+                    asked = Instant::now();
                 }
                 std::thread::sleep(POLL_INTERVAL);
             }
