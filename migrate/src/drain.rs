@@ -107,7 +107,7 @@ pub async fn serve(
     migration: &MigrationId,
     kind: PageStream,
 ) -> io::Result<()> {
-    let shelf = match admit(host, peer, versions, migration) {
+    let mut shelf = match admit(host, peer, versions, migration) {
         Ok(shelf) => shelf,
         Err(problem) => {
             let failure = match problem {
@@ -118,7 +118,6 @@ pub async fn serve(
             return Err(io::Error::other(failure.to_string()));
         }
     };
-    let mut shelf = shelf;
     say(&mut stream, Message::Welcome { version: VERSIONS[0] }).await?;
     let pages = timeout(deadlines::DUMP, serve::wait(&mut shelf))
         .await
