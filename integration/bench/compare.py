@@ -49,7 +49,7 @@ class Amounts:
     n_execs: int = 100
     n_together: int = 10
     run_rounds: int = 15
-    exec_rounds: int = 25
+    exec_rounds: int = 100
     burst: int = 100
     burst_rounds: int = 2
     n_events: int = 2000

@@ -20,8 +20,10 @@ def main() -> None:
     at_once = told.get("at_once", 1)
     seconds = {name: [] for name in told["commands"]}
     number = 0
-    for _ in range(told.get("rounds", 1)):
-        for name, argv in told["commands"].items():
+    for round_number in range(told.get("rounds", 1)):
+        in_turn = list(told["commands"].items())
+        # What a command leaves behind to be cleared away falls to whoever comes next: not always to the same one.
+        for name, argv in in_turn if round_number % 2 == 0 else reversed(in_turn):
             commands = []
             for _ in range(at_once):
                 number += 1
