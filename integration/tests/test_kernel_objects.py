@@ -144,10 +144,10 @@ class KernelObjects(CheckpointTest):
         self.assertTrue(tmp.is_dir())
         self.ha.run("kill", "-9", str(shim_pid(self.ha, container_id)))
         self.soon("it to be taken back", lambda: not tmp.exists())
-        pause.over()
-        self.assertNotEqual(0, started.result().returncode)
         self.soon("the helpers to end", lambda: not self.helpers())
+        self.assertNotEqual(0, started.result().returncode)
         self.assertEqual([], self.tasks())
+        pause.over()
         self.restore(name)
         self.assertFalse(tmp.exists())
 

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
 use tokio::time::sleep;
 
 /// A killed process ends at once, unless it waits for a device.
@@ -33,6 +34,23 @@ struct Line {
 /// By pid.
 type Table = BTreeMap<i32, Line>;
 
+/// A process that another program can find again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Known {
+    pid: i32,
+    /// In ticks since the machine's start.
+    began: u64,
+}
+
+impl Known {
+    /// The process that now has `pid`.
+    pub fn now(pid: i32) -> io::Result<Self> {
+        let line = parse(&fs::read_to_string(format!("/proc/{pid}/stat"))?);
+        let began = line.ok_or(io::ErrorKind::InvalidData)?.began;
+        Ok(Self { pid, began })
+    }
+}
+
 /// Processes that are to end.
 #[derive(Debug)]
 pub struct Doomed {
@@ -53,6 +71,15 @@ impl Doomed {
     /// `leaders`, all that descends from them, and all in the sessions they lead, which has their terminal.
     pub fn sessions_of(leaders: &[i32]) -> Self {
         Self::new(leaders, true)
+    }
+
+    /// `root` and all that descends from it; nothing if it has ended.
+    pub fn tree(root: Known) -> Self {
+        Self {
+            roots: BTreeMap::from([(root.pid, Some(root.began))]),
+            with_roots: true,
+            found: BTreeMap::new(),
+        }
     }
 
     fn new(roots: &[i32], with_roots: bool) -> Self {
@@ -217,6 +244,15 @@ mod tests {
         assert_eq!(doomed.look(&table(&before)), [10, 11]);
         assert_eq!(doomed.look(&table(&[(1, 0, 1, 0), (13, 1, 10, 4)])), [13]);
         assert_eq!(doomed.look(&table(&[(10, 1, 10, 8), (14, 10, 10, 9)])), [0; 0]);
+    }
+
+    #[test]
+    fn a_tree_ends_with_its_root_and_nothing_of_one_that_has_its_pid() {
+        let known = Known { pid: 10, began: 1 };
+        let before = [(1, 0, 1, 0), (10, 1, 1, 1), (11, 10, 1, 2), (12, 1, 1, 3)];
+        assert_eq!(Doomed::tree(known).look(&table(&before)), [10, 11]);
+        let after = [(1, 0, 1, 0), (10, 1, 10, 8), (11, 10, 10, 9)];
+        assert_eq!(Doomed::tree(known).look(&table(&after)), [0; 0]);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use containerd_shim::Flags;
 use containerd_shim::api::DeleteResponse;
 use containerd_shim::protos::protobuf::Message;
 use godwit_runtime::bundle::{Bundle, ExitRecord};
-use godwit_runtime::checkpoint;
+use godwit_runtime::checkpoint::{self, restore::end_abandoned};
 use godwit_runtime::control::ControlDir;
 use godwit_runtime::reaper::Reaper;
 use godwit_runtime::runc::Runc;
@@ -39,6 +39,10 @@ pub(crate) fn delete(flags: &Flags) -> Result<()> {
         .enable_all()
         .build()
         .context("start the runtime")?;
+    let control = ControlDir::of(&flags.namespace, &flags.id);
+    if let Err(error) = runtime.block_on(end_abandoned(&control)) {
+        tell(&format!("the restore of {} goes on: {error}", flags.id));
+    }
     // A restore that goes on without its shim has the container's root bound below runC's directory, and runC removes that
     // directory with all that it finds in it.
     let restored_root = settings.root.join(&flags.id).join(RESTORED_ROOT);
@@ -54,7 +58,6 @@ pub(crate) fn delete(flags: &Flags) -> Result<()> {
         }
         anyhow::Ok(())
     })?;
-    let control = ControlDir::of(&flags.namespace, &flags.id);
     // While the root is mounted: one part of it may be there.
     if let Err(error) = checkpoint::take_back(&control) {
         tell(&format!("of the restore of {}: {error}", flags.id));

@@ -8,6 +8,7 @@
 use std::collections::HashMap;
 use std::fs;
 use std::future::Future;
+use std::io;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::time::{Duration, Instant};
@@ -18,13 +19,13 @@ use super::lazy::Arrival;
 use super::lent::Lent;
 use super::reports::{Reporter, Reports};
 use super::{CheckpointError, Clock, Site, Step, furnish, network, prepare_restore, write_criu_config};
-use crate::control::write_atomically;
+use crate::control::{ControlDir, write_atomically};
 use crate::criu::RESTORE_LOG;
 use crate::gate::{GateRecord, Report};
 use crate::hold::{HoldRecord, POST_RESTORE};
 use crate::image::{Manifest, NetworkOwner, metadata_bytes};
 use crate::options::{CheckpointOptions, Layer, Tcp};
-use crate::processes::Doomed;
+use crate::processes::{Doomed, Known};
 use crate::runc::{RuncError, Streams};
 use crate::spec::Spec;
 use crate::verdict::{self, Verdict};
@@ -50,6 +51,9 @@ const CLEAN_UP_DEADLINE: Duration = Duration::from_secs(30);
 const LOG_CHECK_INTERVAL: Duration = Duration::from_millis(250);
 
 const OPERATION: &str = "restore";
+
+/// In the control directory: the runC whose restore was the last to begin.
+const RECORD: &str = "restore.json";
 
 /// What is to be restored, and how.
 #[derive(Clone, Debug)]
@@ -94,7 +98,7 @@ pub struct Restore {
 impl Restore {
     /// Starts runC and CRIU with the container's streams. On an error nothing was started.
     pub fn begin(site: Site, request: &RestoreRequest, streams: Streams) -> Result<Self, CheckpointError> {
-        let unready = |error: std::io::Error| CheckpointError::unready(OPERATION, &site, &error);
+        let unready = |error: io::Error| CheckpointError::unready(OPERATION, &site, &error);
         let refuse = |reason: &str| CheckpointError::unready(OPERATION, &site, &reason);
         if !request.image_dir.join("inventory.img").is_file() {
             return Err(refuse(&format!(
@@ -183,6 +187,7 @@ impl Restore {
             .spawn()
             .map_err(|error| CheckpointError::unready(OPERATION, &site, &error))?;
         let runc_pid = running.pid();
+        remember(&site.control, runc_pid);
         // Each part has a deadline of its own, after which CRIU is ended too; the engine's Start is the engine's affair.
         let call = Box::pin(running.wait(Duration::MAX));
         let mut log_check = interval(LOG_CHECK_INTERVAL);
@@ -326,6 +331,24 @@ impl Restore {
 
     fn failure(&self, error: &RuncError) -> CheckpointError {
         CheckpointError::failed(OPERATION, &self.site, &self.work, RESTORE_LOG, error)
+    }
+}
+
+/// Names runC to whoever cleans up after the shim. A restore without this is ended by its gate, some seconds later.
+fn remember(control: &ControlDir, runc_pid: i32) {
+    let written = Known::now(runc_pid)
+        .and_then(|runc| write_atomically(&control.join(RECORD), &serde_json::to_vec(&runc)?));
+    if let Err(error) = written {
+        log::warn!("the runc of a restore is not recorded: {error}");
+    }
+}
+
+/// Ends runC, CRIU and what they have restored so far, if a restore under `control` was under way when its shim ended.
+pub async fn end_abandoned(control: &ControlDir) -> io::Result<()> {
+    match fs::read(control.join(RECORD)) {
+        Ok(text) => Doomed::tree(serde_json::from_slice(&text)?).end().await,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
     }
 }
 
