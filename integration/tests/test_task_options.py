@@ -55,6 +55,18 @@ class Options(ShimTest):
                 shim.ok("Delete")
         self.assertEqual([{"--no-pivot", "--no-new-keyring"}] * 2, words)
 
+    def test_a_paused_container_is_killed_where_runc_waits_for_the_freezer_without_end(self) -> None:
+        with Shim(self.ha, OURS, options=runc_options(binary_name=self.wrapper)) as shim:
+            # As runC does on cgroup v1 while the freezer hangs, which no test can bring about.
+            frozen = f"find /sys/fs/cgroup/ -path '*/{shim.id}/freezer.state' -exec grep -L THAWED {{}} +; " \
+                f"find /sys/fs/cgroup/ -path '*/{shim.id}/cgroup.freeze' -exec grep -L 0 {{}} +"  # fmt: skip
+            wait = f'until [ -z "$({frozen})" ]; do sleep 0.1; done'
+            self.ha.write(self.wrapper, f'#!/bin/sh\ncase " $* " in *" kill "*) {wait} ;; esac\nexec runc "$@"\n')
+            shim.run()
+            shim.ok("Pause")
+            shim.ok("Kill", signal=9)
+            self.assertEqual(137, number(shim.ok("Wait").payload, 1))
+
     def test_without_any_runc_is_called_without_flags(self) -> None:
         with Shim(self.ha, OURS, options=runc_options(binary_name=self.wrapper)) as shim:
             shim.run()
