@@ -4,25 +4,12 @@
 //! comes from a peer is unpacked into a buffer of the size that its checked header says, and into no other.
 
 use std::io;
-use std::time::Duration;
 
 use godwit_runtime::pages::wire::{Header, Kind, MAX_PAGES, PAGE_BYTES};
 use serde::{Deserialize, Serialize};
 
 /// Fastest level: at the others zstd is slower than most links.
 const ZSTD_LEVEL: i32 = 1;
-
-/// How many bytes go out between two looks at the link: enough to fill its buffers several times.
-const SAMPLE_BYTES: u64 = 16 << 20;
-
-/// A link slower than this, in bytes a second, gets zstd: one processor packs about twice as much at level 1.
-const ZSTD_BELOW: u64 = 150 << 20;
-
-/// And one slower than this gets LZ4, which packs about 600 MB/s. A faster one is faster without.
-const LZ4_BELOW: u64 = 400 << 20;
-
-/// Records that do not shrink to this share of their content, in percent, are not worth packing.
-const WORTH_PERCENT: u64 = 90;
 
 /// How pages are packed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -115,47 +102,6 @@ fn page_is_zero(page: &[u8]) -> bool {
         .all(|word| u128::from_ne_bytes(word.try_into().unwrap_or([1; 16])) == 0)
 }
 
-/// Chooses the packing of a stream by what the link is seen to take.
-#[derive(Debug, Default)]
-pub struct Chooser {
-    packing: Packing,
-    /// Since the last look: bytes of pages, bytes written, and the time that writing them took.
-    pages: u64,
-    written: u64,
-    waited: Duration,
-    /// Packing was tried and did not pay.
-    futile: bool,
-}
-
-impl Chooser {
-    /// What to pack with now.
-    pub fn packing(&self) -> Packing {
-        self.packing
-    }
-
-    /// Notes that `pages` bytes of pages went as `written` bytes, for which the link was waited for `waited`.
-    pub fn note(&mut self, pages: u64, written: u64, waited: Duration) {
-        self.pages += pages;
-        self.written += written;
-        self.waited += waited;
-        if self.written < SAMPLE_BYTES {
-            return;
-        }
-        if self.packing != Packing::None && self.written * 100 > self.pages * WORTH_PERCENT {
-            self.futile = true;
-        }
-        let micros = u64::try_from(self.waited.as_micros()).unwrap_or(u64::MAX).max(1);
-        let rate = self.written.saturating_mul(1_000_000) / micros;
-        self.packing = match rate {
-            _ if self.futile => Packing::None,
-            ..ZSTD_BELOW => Packing::Zstd,
-            ZSTD_BELOW..LZ4_BELOW => Packing::Lz4,
-            _ => Packing::None,
-        };
-        (self.pages, self.written, self.waited) = (0, 0, Duration::ZERO);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -232,24 +178,5 @@ mod tests {
         let mut pages = Vec::new();
         assert!(unpack(header, &bomb, &mut pages).is_err());
         assert_eq!(pages.len(), PAGE_BYTES);
-    }
-
-    #[test]
-    fn a_slow_link_is_given_fewer_bytes_and_a_fast_one_less_work() {
-        let second = Duration::from_secs(1);
-        let mut chooser = Chooser::default();
-        chooser.note(SAMPLE_BYTES, SAMPLE_BYTES, second);
-        assert_eq!(chooser.packing(), Packing::Zstd);
-        chooser.note(40 * SAMPLE_BYTES, 10 * SAMPLE_BYTES, second / 2);
-        assert_eq!(chooser.packing(), Packing::Lz4);
-        chooser.note(40 * SAMPLE_BYTES, 20 * SAMPLE_BYTES, second / 8);
-        assert_eq!(chooser.packing(), Packing::None);
-        chooser.note(SAMPLE_BYTES, SAMPLE_BYTES, second);
-        chooser.note(SAMPLE_BYTES, SAMPLE_BYTES, second);
-        assert_eq!(
-            chooser.packing(),
-            Packing::None,
-            "what does not shrink is not packed for ever"
-        );
     }
 }

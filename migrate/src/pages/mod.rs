@@ -5,8 +5,10 @@
 //! the destination [`relay`] stands between those streams and the pager that fills the pages in. Neither end decides
 //! anything about the container: that was done before the first page was needed.
 
+mod chooser;
 pub mod codec;
 pub mod memory;
 pub mod relay;
 pub mod schedule;
 pub mod serve;
+mod turn;

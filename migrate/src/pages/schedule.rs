@@ -1,7 +1,9 @@
 //! Which pages of a container have been sent, and which go next.
 //!
-//! Every page goes unasked once, in ascending order; one that a task waits for goes before its turn and is then left
-//! out. Pure bookkeeping: it neither reads memory nor sends anything.
+//! Every page goes unasked once: small ranges before great ones, each in ascending order. What programs keep their own
+//! books in lies in small pieces, and every task touches it as soon as it runs; a great range is data, of which it touches
+//! little. A page that a task waits for goes before its turn and is then left out. Pure bookkeeping: it neither reads memory nor
+//! sends anything.
 
 use std::collections::BTreeSet;
 
@@ -35,22 +37,44 @@ impl Run {
 /// The order of the pages of a container, and how far it has come.
 #[derive(Debug)]
 pub struct Schedule {
-    /// The ranges of each task, ascending.
-    ranges: Vec<Vec<Range>>,
-    task: usize,
-    range: usize,
+    /// All ranges, in the order in which they go.
+    turns: Vec<Turn>,
+    /// For each task the places of its ranges in `turns`, by address.
+    by_address: Vec<Vec<usize>>,
+    /// Whose turn it is, and how far that range has gone.
+    turn: usize,
     address: u64,
     /// Pages behind the present place that went before their turn.
     ahead: BTreeSet<(usize, u64)>,
 }
 
+#[derive(Clone, Copy, Debug)]
+struct Turn {
+    task: usize,
+    range: Range,
+}
+
 impl Schedule {
     /// The order of all pages of `tasks`.
     pub fn new(tasks: &[Task]) -> Self {
+        let mut turns: Vec<Turn> = tasks
+            .iter()
+            .enumerate()
+            .flat_map(|(task, one)| one.ranges.iter().map(move |range| Turn { task, range: *range }))
+            .collect();
+        // Stable, so that ranges of one size stay in the order of their addresses.
+        turns.sort_by_key(|turn| turn.range.bytes());
+        let mut by_address = vec![Vec::new(); tasks.len()];
+        for (place, turn) in turns.iter().enumerate() {
+            by_address[turn.task].push(place);
+        }
+        for places in &mut by_address {
+            places.sort_by_key(|place| turns[*place].range.start);
+        }
         Self {
-            ranges: tasks.iter().map(|task| task.ranges.clone()).collect(),
-            task: 0,
-            range: 0,
+            turns,
+            by_address,
+            turn: 0,
             address: 0,
             ahead: BTreeSet::new(),
         }
@@ -59,26 +83,22 @@ impl Schedule {
     /// The next pages that go unasked; `None` when all have gone.
     pub fn advance(&mut self) -> Option<Run> {
         loop {
-            let ranges = self.ranges.get(self.task)?;
-            let Some(range) = ranges.get(self.range) else {
-                (self.task, self.range, self.address) = (self.task + 1, 0, 0);
-                continue;
-            };
+            let Turn { task, range } = *self.turns.get(self.turn)?;
             let start = self.address.max(range.start);
             if start >= range.end {
-                self.range += 1;
+                (self.turn, self.address) = (self.turn + 1, 0);
                 continue;
             }
-            if self.ahead.remove(&(self.task, start)) {
+            if self.ahead.remove(&(task, start)) {
                 self.address = start + PAGE;
                 continue;
             }
             let limit = range.end.min(start + u64::from(MAX_PAGES) * PAGE);
-            let border = self.ahead.range((self.task, start)..(self.task, limit)).next();
+            let border = self.ahead.range((task, start)..(task, limit)).next();
             let end = border.map_or(limit, |(_, address)| *address);
             self.address = end;
             return Some(Run {
-                task: self.task,
+                task,
                 address: start,
                 pages: ((end - start) / PAGE) as u32,
             });
@@ -88,29 +108,30 @@ impl Schedule {
     /// What there is of pages that a task waits for; they will not go unasked any more. They are sent even if they are on
     /// their way: it may be long behind much else, and their receiver may not be reading that yet.
     pub fn asked(&mut self, wanted: Run) -> Option<Run> {
-        let present = self.present(wanted)?;
+        let (place, present) = self.present(wanted)?;
         for page in 0..u64::from(present.pages) {
             let address = present.address + page * PAGE;
-            if self.is_to_come(present.task, address) {
+            if (place, address) >= (self.turn, self.address) {
                 self.ahead.insert((present.task, address));
             }
         }
         Some(present)
     }
 
-    fn present(&self, wanted: Run) -> Option<Run> {
-        let ranges = self.ranges.get(wanted.task)?;
-        let at = ranges.partition_point(|range| range.end <= wanted.address);
-        let range = ranges.get(at).filter(|range| range.start <= wanted.address)?;
-        let end = wanted.end().min(range.end);
-        Some(Run {
+    /// The pages of `wanted` that there are, and the place of their range.
+    fn present(&self, wanted: Run) -> Option<(usize, Run)> {
+        let places = self.by_address.get(wanted.task)?;
+        let range = |place: &usize| self.turns[*place].range;
+        let at = places.partition_point(|place| range(place).end <= wanted.address);
+        let place = places
+            .get(at)
+            .filter(|place| range(place).start <= wanted.address)?;
+        let end = wanted.end().min(range(place).end);
+        let present = Run {
             pages: ((end - wanted.address) / PAGE) as u32,
             ..wanted
-        })
-    }
-
-    fn is_to_come(&self, task: usize, address: u64) -> bool {
-        (task, address) >= (self.task, self.address)
+        };
+        Some((*place, present))
     }
 }
 
@@ -139,18 +160,18 @@ mod tests {
     }
 
     #[test]
-    fn all_pages_go_in_order_in_runs_that_fit_a_record() {
+    fn all_pages_go_small_ranges_first_in_runs_that_fit_a_record() {
         let mut schedule = Schedule::new(&[task(1, &[(1, 3), (10, 310)]), task(7, &[]), task(9, &[(5, 6)])]);
         let all: Vec<Run> = std::iter::from_fn(|| schedule.advance()).collect();
         assert_eq!(
             all,
-            [run(0, 1, 2), run(0, 10, 256), run(0, 266, 44), run(2, 5, 1)]
+            [run(2, 5, 1), run(0, 1, 2), run(0, 10, 256), run(0, 266, 44)]
         );
     }
 
     #[test]
     fn what_a_task_waits_for_goes_before_its_turn_and_not_again_unasked() {
-        let mut schedule = Schedule::new(&[task(1, &[(0, 10)]), task(2, &[(0, 4)])]);
+        let mut schedule = Schedule::new(&[task(1, &[(0, 10)]), task(2, &[(0, 14)])]);
         assert_eq!(schedule.asked(run(0, 4, 1)), Some(run(0, 4, 1)));
         assert_eq!(schedule.advance(), Some(run(0, 0, 4)));
         assert_eq!(
@@ -160,11 +181,11 @@ mod tests {
         );
         assert_eq!(schedule.advance(), Some(run(0, 5, 5)));
         assert_eq!(
-            schedule.asked(run(1, 3, 9)),
-            Some(run(1, 3, 1)),
+            schedule.asked(run(1, 13, 9)),
+            Some(run(1, 13, 1)),
             "no more than there is"
         );
-        assert_eq!(schedule.advance(), Some(run(1, 0, 3)));
+        assert_eq!(schedule.advance(), Some(run(1, 0, 13)));
         assert_eq!(schedule.advance(), None);
         assert_eq!(
             schedule.asked(run(0, 2, 1)),

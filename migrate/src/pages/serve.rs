@@ -6,8 +6,8 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::Instant;
 
 use godwit_runtime::pages::wire::{HEADER_BYTES, Header, Kind};
@@ -15,9 +15,11 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{mpsc, watch};
 use tokio::task::spawn_blocking;
 
-use super::codec::{self, Chooser, Packing};
+use super::chooser::Chooser;
+use super::codec::{self, Packing};
 use super::memory::Memory;
 use super::schedule::{Run, Schedule};
+use super::turn::Turn;
 use crate::places::MigrationId;
 use crate::progress::Transfer;
 
@@ -32,6 +34,8 @@ const BATCHES_AHEAD: usize = 2;
 pub struct Pages {
     memory: Memory,
     schedule: Mutex<Schedule>,
+    chooser: Mutex<Chooser>,
+    turn: Mutex<Turn>,
     transfer: Arc<Transfer>,
 }
 
@@ -40,6 +44,8 @@ impl Pages {
     pub fn new(memory: Memory, transfer: Arc<Transfer>) -> Self {
         Self {
             schedule: Mutex::new(Schedule::new(memory.tasks())),
+            chooser: Mutex::new(Chooser::new(Instant::now())),
+            turn: Mutex::default(),
             memory,
             transfer,
         }
@@ -51,8 +57,22 @@ impl Pages {
     }
 
     fn schedule(&self) -> MutexGuard<'_, Schedule> {
-        // Bookkeeping that a panic elsewhere cannot leave half-done.
-        self.schedule.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.schedule)
+    }
+
+    /// Waits while pages that go unasked have to stand back. To be called by a thread of its own.
+    fn stand_back(&self) {
+        // The guard must not be held while this waits.
+        let now = Instant::now;
+        let wait = || locked(&self.turn).stand_back(now());
+        let mut has_waited = false;
+        while let Some(wait) = wait() {
+            thread::sleep(wait);
+            has_waited = true;
+        }
+        if has_waited {
+            locked(&self.chooser).forget(now());
+        }
     }
 
     fn pack(&self, run: Run, packing: Packing, buffer: &mut Vec<u8>, out: &mut Vec<u8>) -> io::Result<()> {
@@ -60,6 +80,11 @@ impl Pages {
         self.memory.read(run, buffer)?;
         codec::pack(self.memory.pid_of(run.task), run.address, buffer, packing, out)
     }
+}
+
+fn locked<T>(bookkeeping: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic elsewhere cannot leave any of it half-done.
+    bookkeeping.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Where the pages of a move will be, or are.
@@ -132,21 +157,17 @@ fn ended() -> io::Error {
 
 /// Sends every page once, in turn with other streams that do the same; then waits until the other end closes.
 pub async fn push(mut stream: impl AsyncRead + AsyncWrite + Unpin, pages: Arc<Pages>) -> io::Result<()> {
-    let packing = Arc::new(AtomicU8::new(Packing::None as u8));
     let (filled, mut to_write) = mpsc::channel(BATCHES_AHEAD);
     let (written, empty) = std::sync::mpsc::sync_channel(BATCHES_AHEAD + 1);
     let filler = {
-        let (pages, packing) = (Arc::clone(&pages), Arc::clone(&packing));
-        spawn_blocking(move || fill(&pages, &packing, &filled, &empty))
+        let pages = Arc::clone(&pages);
+        spawn_blocking(move || fill(&pages, &filled, &empty))
     };
-    let mut chooser = Chooser::default();
     while let Some((content, batch)) = to_write.recv().await {
         let batch: Vec<u8> = batch;
-        let since = Instant::now();
         stream.write_all(&batch).await?;
         stream.flush().await?;
-        chooser.note(content, batch.len() as u64, since.elapsed());
-        packing.store(chooser.packing() as u8, Ordering::Relaxed);
+        locked(&pages.chooser).note(content, Instant::now());
         pages.transfer.add(batch.len() as u64);
         let _ = written.try_send(batch);
     }
@@ -164,7 +185,6 @@ pub async fn push(mut stream: impl AsyncRead + AsyncWrite + Unpin, pages: Arc<Pa
 /// Fills batches until all pages have gone, or nobody takes them any more.
 fn fill(
     pages: &Pages,
-    packing: &AtomicU8,
     filled: &mpsc::Sender<(u64, Vec<u8>)>,
     empty: &std::sync::mpsc::Receiver<Vec<u8>>,
 ) -> io::Result<()> {
@@ -174,11 +194,8 @@ fn fill(
             .try_recv()
             .unwrap_or_else(|_| Vec::with_capacity(2 * BATCH_BYTES));
         batch.clear();
-        let packing = match packing.load(Ordering::Relaxed) {
-            1 => Packing::Lz4,
-            2 => Packing::Zstd,
-            _ => Packing::None,
-        };
+        pages.stand_back();
+        let packing = locked(&pages.chooser).packing();
         let mut content = 0;
         while batch.len() < BATCH_BYTES {
             let Some(run) = pages.schedule().advance() else {
@@ -199,7 +216,8 @@ pub async fn answer(stream: impl AsyncRead + AsyncWrite + Unpin, pages: Arc<Page
     let (mut buffer, mut out) = (Vec::new(), Vec::new());
     while let Some(header) = read_header(&mut input).await? {
         match header.kind {
-            Kind::Urgent | Kind::Wanted => {}
+            Kind::Urgent => locked(&pages.turn).urgent(Instant::now()),
+            Kind::Wanted => {}
             Kind::Drained => return Ok(()),
             other => {
                 return Err(io::Error::other(format!(
