@@ -16,7 +16,7 @@ CHAOS ?=
 # What the tests are given besides: `make test TESTS=test_shim`, `make test TESTS="--runtime io.containerd.runc.v2"`.
 TESTS ?=
 
-.PHONY: help setup build release-shim lint test test-all bench-shim bench-move chaos fuzz demo lab lab-down lab-status
+.PHONY: help setup build release-shim release lint test test-all bench-shim bench-move chaos fuzz demo lab lab-down lab-status
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name what; do \
@@ -30,6 +30,9 @@ build: setup ## build the binaries
 
 release-shim: setup ## build the shim as it is installed: small, static, optimised as a whole
 	RUSTFLAGS="$(LEAN)" cargo build --release --locked --package godwit-shim --target $(HOST)
+
+release: release-shim ## build everything as it is installed
+	cargo build --release --locked --package godwit --target $(HOST)
 
 lint: setup $(CARGO_DENY) ## check the format, clippy and the dependencies
 	cargo fmt --all --check
@@ -50,8 +53,8 @@ test-all: build ## the same on both bases, forky and trixie, with the tests that
 bench-shim: release-shim ## measure the shim's memory and times beside the stock shim's; best on a quiet machine
 	GODWIT_BINARIES=$(RELEASE_DIR) integration/bench-shim $(BENCH)
 
-bench-move: build ## measure the downtime of a move beside podman's checkpoint and restore; best on a quiet machine
-	integration/bench-move $(BENCH)
+bench-move: release ## measure the downtime of a move beside podman's checkpoint and restore; best on a quiet machine
+	GODWIT_BINARIES=$(RELEASE_DIR) integration/bench-move $(BENCH)
 
 chaos: build ## strike moves with faults in every phase, 200 times, and check that nobody is harmed
 	integration/chaos $(CHAOS)
