@@ -249,7 +249,8 @@ class CheckpointTest(EngineTest):
 
     def checkpoint(self, name: str, checkpoint: str = "c1") -> None:
         """`docker checkpoint create`, which must succeed."""
-        self.docker("checkpoint", "create", name, checkpoint)
+        done = self.past_leftovers("checkpoint", "create", name, checkpoint)
+        self.assertEqual(0, done.returncode, done.stderr)
 
     def failed_checkpoint(self, name: str) -> str:
         """`docker checkpoint create`, which must fail; its error."""
@@ -258,15 +259,19 @@ class CheckpointTest(EngineTest):
         return done.stderr
 
     def restore(self, name: str, checkpoint: str = "c1", check: bool = True) -> subprocess.CompletedProcess[str]:
-        """`docker start --checkpoint`, tried again while Docker's own leftovers are in the way."""
-        ends_at = time.monotonic() + SOON_SECONDS
-        while True:
-            done = self.docker("start", "--checkpoint", checkpoint, name, check=False)
-            if done.returncode == 0 or "already exists" not in done.stderr or time.monotonic() > ends_at:
-                break
+        """`docker start --checkpoint`."""
+        done = self.past_leftovers("start", "--checkpoint", checkpoint, name)
         if check:
             self.assertEqual(0, done.returncode, done.stderr)
         return done
+
+    def past_leftovers(self, *argv: str) -> subprocess.CompletedProcess[str]:
+        """Calls Docker, and again while what containerd has not yet cleared away of another checkpoint is in the way."""
+        ends_at = time.monotonic() + SOON_SECONDS
+        while True:
+            done = self.docker(*argv, check=False)
+            if done.returncode == 0 or "already exists" not in done.stderr or time.monotonic() > ends_at:
+                return done
 
     def assert_runs_on(self, name: str, link: Link) -> None:
         """The container was not harmed: it runs, answers on its connection, and nothing of the dump is left."""

@@ -319,7 +319,7 @@ mod tests {
 
     #[tokio::test]
     async fn memory_that_is_given_up_ends_the_pager_and_the_container() {
-        let (arrival, pagers, victim, _directory) = watched("sleep 600").await;
+        let (arrival, pagers, victim, _directory) = watched("exec sleep 600").await;
         let (lease, end) = arrival.split();
         drop(lease);
         assert!(!end.await);
@@ -329,7 +329,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_container_that_has_ended_ends_its_pager_and_nobody_else() {
-        let (arrival, _pagers, mut victim, _directory) = watched("sleep 600").await;
+        let (arrival, _pagers, mut victim, _directory) = watched("exec sleep 600").await;
         let (lease, end) = arrival.split();
         lease.tasks_have_ended();
         assert!(!end.await);
