@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 from lab.hosts import Host
-from tests.moving import MoveTest
+from tests.moving import Move, MoveTest
 from tests.test_move_refusals import FOREVER, REFUSED
 
 TESTS = Path(__file__).parent
@@ -93,6 +93,23 @@ class Plan(MoveTest):
         name = self.start_forever()
         code, plan = self.plan(name, command=("migrate", "--dry-run"))
         self.assertEqual((0, name), (code, plan["container"]), plan)
+
+    def test_mode_pre_is_refused_where_the_kernel_does_not_tell_what_is_written_to(self) -> None:
+        self.needs_moves()
+        name = self.start_forever()
+        if "pre" in self.plan(name)[1]["modes"]:
+            self.skipTest("this kernel tells which pages were written to")
+        for command in (("plan", "--mode", "pre"), ("migrate", "--dry-run", "--mode", "pre")):
+            code, plan = self.plan(name, command=command)
+            (problem,) = [one for one in plan["findings"] if one["level"] == "problem"]
+            self.assertEqual((REFUSED, "modes"), (code, problem["code"]), plan)
+            self.assertIn("CONFIG_MEM_SOFT_DIRTY", problem["text"])
+            self.assertIn("--mode post", problem["remedy"])
+        unmoved = self.unmoved(name)
+        move = Move(self.ha, name, "hb", options=("--mode", "pre")).end()
+        self.assertEqual(REFUSED, move.code, move.said)
+        self.assertIn("CONFIG_MEM_SOFT_DIRTY", move.message)
+        unmoved()
 
     def test_objects_that_criu_takes_are_no_obstacle(self) -> None:
         self.needs_moves()

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::mode::Mode;
 use crate::pages::relay::Figures;
 use crate::phase::Role;
+use crate::precopy::PreCopy;
 
 /// One measured step.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +34,8 @@ pub struct Bytes {
     pub files: u64,
     /// The log.
     pub log: u64,
+    /// Memory that went before the image, all rounds; what follows the container is in [`Report::memory`].
+    pub memory: u64,
     /// The checkpoint image.
     pub image: u64,
 }
@@ -69,8 +72,10 @@ pub struct Report {
     pub downtime_micros: Option<u64>,
     /// From the first to the last phase.
     pub total_micros: u64,
-    /// How its memory went over, `stop` or `post`.
+    /// How its memory went over, `stop`, `pre` or `post`.
     pub mode: Mode,
+    /// What was copied before it stood still; `None` if nothing was.
+    pub pre_copy: Option<PreCopy>,
     /// What was sent.
     pub bytes: Bytes,
     /// How the memory came that followed after it ran; `None` if there was none of that.

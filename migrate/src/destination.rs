@@ -26,6 +26,7 @@ use crate::link::Link;
 use crate::made::{Made, start_ended};
 use crate::message::{Message, Offer, Purpose};
 use crate::pages::relay::Relay;
+use crate::pages::store::Store;
 use crate::phase::{Phase, Role};
 use crate::places::MigrationId;
 use crate::plan;
@@ -51,6 +52,8 @@ pub struct Destination {
     offer: Option<Offer>,
     image_wanted: bool,
     post_copy: bool,
+    pre_copy: bool,
+    store: Option<Arc<Store>>,
     relay: Option<Relay>,
     journal: Option<Journal>,
     made: Made,
@@ -81,6 +84,8 @@ pub async fn run(
         offer: None,
         image_wanted: false,
         post_copy: false,
+        pre_copy: false,
+        store: None,
         relay: None,
         journal: None,
         made: Made::default(),
@@ -178,8 +183,9 @@ impl Destination {
         self.image_wanted = answer.image_wanted;
         self.link.send(Message::Answer(Box::new(answer))).await?;
         match self.link.receive("prepare", deadlines::PLAN).await? {
-            Message::Prepare { post_copy } => {
+            Message::Prepare { post_copy, pre_copy } => {
                 self.post_copy = post_copy;
+                self.pre_copy = pre_copy;
                 Ok(())
             }
             other => Err(self.link.out_of_turn(&other)),
@@ -234,9 +240,15 @@ impl Destination {
             async move { engine.start(&started, &container).await },
         ));
         self.await_shim(&created).await?;
+        if self.pre_copy {
+            let store = Store::create(&self.host.places.kept(&self.migration))
+                .map_err(|error| Problem::io("where memory is kept", &error))?;
+            self.store = Some(Arc::new(store));
+        }
         if self.post_copy {
             // Before the freeze, which then need not wait for handshakes.
-            let relay = Relay::open(&self.host, self.link.peer(), &self.migration).await?;
+            let store = self.store.clone();
+            let relay = Relay::open(&self.host, self.link.peer(), &self.migration, store).await?;
             self.relay = Some(relay);
         }
 
@@ -244,6 +256,7 @@ impl Destination {
         loop {
             match self.link.receive("stream", deadlines::SYNC).await? {
                 Message::Bulk { purpose } => self.receive_bulk(purpose).await?,
+                Message::RoundSent => self.link.send(Message::Kept).await?,
                 Message::Freezing => break,
                 other => return Err(self.link.out_of_turn(&other)),
             }
@@ -420,6 +433,18 @@ impl Destination {
                     );
                 }
             }
+            Purpose::Memory => {
+                let store = self
+                    .store
+                    .clone()
+                    .ok_or_else(|| Problem::protocol("no memory was to come beforehand"))?;
+                let keep = move |input: &mut crate::bulk::ChunkReader| {
+                    store
+                        .take(input)
+                        .map_err(|error| Problem::io("keeping memory", &error))
+                };
+                self.link.receive_bulk_blocking(keep).await?;
+            }
             Purpose::Layers | Purpose::Image => {
                 return Err(Problem::protocol(format!("{purpose:?} came out of turn")));
             }
@@ -531,6 +556,10 @@ impl Destination {
 
     /// Waits until every page of its memory is here. The container runs meanwhile.
     async fn drain(&mut self) {
+        if self.is_complete() {
+            // It is here already, and the source has done its part: only this host is still to put it in its places.
+            return;
+        }
         let (Some(relay), Some(created)) = (self.relay.take(), self.made.created.clone()) else {
             return;
         };
@@ -552,14 +581,28 @@ impl Destination {
                 }
             }
         }
-        if self.made.created.is_none() {
+        let Some(created) = self.made.created.clone() else {
+            return;
+        };
+        self.made.lease = None;
+        if let (true, Some(relay)) = (self.is_complete(), self.relay.take()) {
+            self.try_tell(Message::Settled).await;
+            drain::wait(&self.host, &created, &relay).await;
+            self.remove_places().await;
             return;
         }
-        self.made.lease = None;
+        self.remove_places().await;
+        self.try_tell(Message::Settled).await;
+    }
+
+    async fn remove_places(&self) {
         if let Err(reason) = recovery::remove_places(&self.host, &self.migration).await {
             log::warn!("migration {}: {reason}", self.migration);
         }
-        self.try_tell(Message::Settled).await;
+    }
+
+    fn is_complete(&self) -> bool {
+        self.store.as_ref().is_some_and(|store| store.is_complete())
     }
 
     /// After the commit: the container is ours and does not run. Nothing is undone; a human must look.

@@ -99,6 +99,7 @@ pub async fn examine(subject: &Subject<'_>) -> Health {
     );
     let facts = Facts::of_this_host(&versions);
     let mut findings = vec![system::kernel(&facts.kernel, &facts.architecture)];
+    findings.push(system::soft_dirty(versions.soft_dirty));
     findings.extend(tools::judge(&versions));
     if versions.criu.is_ok() {
         findings.push(check);

@@ -42,6 +42,8 @@ pub struct Tools {
     pub criu: PathBuf,
     /// runC.
     pub runc: PathBuf,
+    /// Whether the kernel tells which pages were written to.
+    pub soft_dirty: fn() -> bool,
 }
 
 impl Default for Tools {
@@ -49,6 +51,7 @@ impl Default for Tools {
         Self {
             criu: "criu".into(),
             runc: "runc".into(),
+            soft_dirty: godwit_runtime::pages::soft_dirty::is_told,
         }
     }
 }

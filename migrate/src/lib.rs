@@ -27,6 +27,7 @@ pub mod pages;
 pub mod phase;
 pub mod places;
 pub mod plan;
+pub mod precopy;
 pub mod progress;
 pub mod recovery;
 pub mod run;

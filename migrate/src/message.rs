@@ -16,7 +16,7 @@ use crate::pages::relay::Figures;
 use crate::places::MigrationId;
 
 /// The versions of the protocol that this release speaks, best first.
-pub const VERSIONS: &[u32] = &[2];
+pub const VERSIONS: &[u32] = &[3];
 
 /// Why an agent connects to another.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -71,6 +71,8 @@ pub enum Purpose {
     Files,
     /// The log, or what was added to it.
     Log,
+    /// Pages of memory, as records, to be kept until the container is here.
+    Memory,
     /// The checkpoint image.
     Image,
 }
@@ -127,8 +129,10 @@ pub enum Message {
     Answer(Box<Answer>),
     /// Prepare: make it.
     Prepare {
-        /// Its memory follows after it runs.
+        /// Memory does not come in its image, but apart from it.
         post_copy: bool,
+        /// And some of it comes before.
+        pre_copy: bool,
     },
     /// Prepare: the container is made, and if a log is wanted it comes now, before the engine's start.
     Made {
@@ -142,6 +146,10 @@ pub enum Message {
         /// What it carries.
         purpose: Purpose,
     },
+    /// A round of memory was sent; is it there?
+    RoundSent,
+    /// It is.
+    Kept,
     /// The last bulk stream of prepare is taken in.
     Synced,
     /// The container is about to stand still; files, log and image follow.
@@ -190,6 +198,8 @@ impl Message {
             Self::Made { .. } => "made",
             Self::Prepared => "prepared",
             Self::Bulk { .. } => "bulk",
+            Self::RoundSent => "round-sent",
+            Self::Kept => "kept",
             Self::Synced => "synced",
             Self::Freezing => "freezing",
             Self::Ready { .. } => "ready",

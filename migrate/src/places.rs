@@ -97,6 +97,11 @@ impl Places {
         self.memory(migration).join("pages.sock")
     }
 
+    /// Where pages of memory are kept that have come before their container.
+    pub fn kept(&self, migration: &MigrationId) -> PathBuf {
+        self.memory(migration).join("kept")
+    }
+
     /// Says that nobody needs the memory of a container that has left any more.
     pub fn drained(&self, migration: &MigrationId) -> PathBuf {
         self.memory(migration).join("drained")

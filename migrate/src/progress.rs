@@ -11,9 +11,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::Report;
 use crate::failure::Failure;
+use crate::pages::rounds::Round;
 use crate::phase::Phase;
 
-/// Events kept for a slow viewer: a move has some fifteen, so none is lost in practice.
+/// Events kept for a slow viewer: a move has some thirty, so none is lost in practice.
 pub const EVENTS_BOUND: usize = 64;
 
 /// Where a phase stands.
@@ -58,6 +59,13 @@ pub enum Event {
         transferred: u64,
         /// Bytes expected in all, as far as is known; 0 if not.
         expected: u64,
+    },
+    /// A round of memory is over, and what it could not cover is known.
+    Round {
+        /// What was measured.
+        round: Round,
+        /// What the downtime would be if the container were frozen now, in milliseconds.
+        predicted_downtime_ms: u64,
     },
     /// The last line of a move that succeeded.
     Report {

@@ -7,7 +7,7 @@
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use godwit_runtime::control::create_private_dir;
 use godwit_runtime::delta::{self, Index};
@@ -28,9 +28,11 @@ use crate::message::{Intent, Message, Purpose, VERSIONS};
 use crate::mode::{Mode, POST_NEEDS};
 use crate::pages::relay::Figures;
 use crate::pages::serve::Offering;
+use crate::pages::tracker::SoftDirty;
 use crate::phase::{Phase, Role};
 use crate::places::MigrationId;
 use crate::plan;
+use crate::precopy::{PreCopy, Rest, Rounds};
 use crate::progress::Observer;
 use crate::recovery;
 use crate::run::{self, Boxed, ForwardRow, Row, Side};
@@ -69,6 +71,11 @@ pub struct Source {
     log: Option<Tail>,
     image_wanted: bool,
     mode: Mode,
+    downtime: Duration,
+    /// What of the memory that the rounds leave may follow the container, if there are rounds.
+    rest: Rest,
+    rounds: Option<Rounds>,
+    pre_copy: Option<PreCopy>,
     offering: Option<Offering>,
     memory: Option<Figures>,
     hold: Hold,
@@ -87,7 +94,7 @@ pub async fn run(
     observer: Observer,
     migration: MigrationId,
     container: Container,
-    mode: Mode,
+    (mode, downtime): (Mode, Duration),
 ) -> Result<Report, Failure> {
     link.count_in(observer.transfer());
     let mut source = Source {
@@ -100,6 +107,10 @@ pub async fn run(
         log: None,
         image_wanted: false,
         mode,
+        downtime,
+        rest: Rest::Now,
+        rounds: None,
+        pre_copy: None,
         offering: None,
         memory: None,
         hold: Hold::Free,
@@ -220,6 +231,9 @@ impl Source {
                     self.remarks
                         .push(format!("memory went in the freeze: {POST_NEEDS}"));
                 }
+                if self.mode == Mode::Auto {
+                    self.rest = Rest::NowIfShort;
+                }
                 self.mode = mode;
             }
             Err(objection) => findings.push(objection),
@@ -249,11 +263,15 @@ impl Source {
         self.journal = Some(journal.clone());
         create_private_dir(&self.image_dir()).map_err(|error| Problem::io("the image directory", &error))?;
 
-        if self.mode == Mode::Post {
+        if matches!(self.mode, Mode::Pre | Mode::Post) {
             self.offering = Some(self.host.board.expect(&self.migration));
         }
-        let post_copy = self.offering.is_some();
-        self.link.send(Message::Prepare { post_copy }).await?;
+        if self.mode == Mode::Pre {
+            let tracker = Box::new(SoftDirty::of(self.init));
+            self.rounds = Some(Rounds::new(tracker, self.downtime));
+        }
+        let (post_copy, pre_copy) = (self.offering.is_some(), self.rounds.is_some());
+        self.link.send(Message::Prepare { post_copy, pre_copy }).await?;
         if self.image_wanted {
             let layers = self.engine()?.export_image(&self.container).await?;
             self.bytes.layers = self.link.send_stream(Purpose::Layers, layers).await?;
@@ -271,6 +289,11 @@ impl Source {
             if self.send_files().await? < SMALL_ROUND_BYTES {
                 break;
             }
+        }
+        if let Some(rounds) = &mut self.rounds {
+            rounds.run(&mut self.link, &self.observer).await?;
+            // They may have taken long, and a round of files is short now.
+            self.send_files().await?;
         }
 
         let noted = |error| Problem::io("the journal", &error);
@@ -316,14 +339,31 @@ impl Source {
         let steps = self.link.during(async { Ok(dump.await?) }).await?;
         self.clock.step("dump-held", since);
         self.clock.extend(steps);
-        if let Some(offering) = &self.offering {
+        if self.offering.is_some() {
             let since = Instant::now();
-            let pages = drain::open(&image, self.init, self.observer.transfer())
+            let mut pages = drain::open(&image, self.init, self.observer.transfer())
                 .await
                 .map_err(|error| Problem::io("finding the memory of the frozen tasks", &error))?;
-            self.observer.expect(pages.bytes());
-            offering.open(pages);
             self.clock.step("open-memory", since);
+            if let Some(rounds) = &mut self.rounds {
+                let since = Instant::now();
+                let (following, account) = rounds.finish(&mut self.link, pages.tasks(), self.rest).await?;
+                self.mode = if following.is_empty() {
+                    Mode::Pre
+                } else {
+                    Mode::Post
+                };
+                self.bytes.memory += account.sent;
+                self.pre_copy = Some(account);
+                pages.keep(&following);
+                self.clock.step("send-memory", since);
+            }
+            self.observer.expect(pages.bytes());
+            match &self.offering {
+                Some(offering) if self.mode == Mode::Post => offering.open(pages),
+                // Nobody will ask for any: the destination has them all.
+                _ => self.offering = None,
+            }
         }
 
         let since = Instant::now();
@@ -362,6 +402,11 @@ impl Source {
             Message::Ready { steps } => {
                 self.clock.step("await-ready", since);
                 self.clock.extend(steps);
+                if self.mode == Mode::Pre {
+                    // Before the decision: from then on nothing of this host is needed, nor need its agent be alive.
+                    drain::note_drained(&self.host, &self.migration)
+                        .map_err(|error| Problem::io("noting that all memory is there", &error))?;
+                }
                 Ok(())
             }
             other => Err(self.link.out_of_turn(&other)),
@@ -531,6 +576,7 @@ impl Source {
             downtime_micros: clock.downtime_micros(),
             total_micros: clock.total_micros(),
             mode: self.mode,
+            pre_copy: self.pre_copy,
             bytes: self.bytes,
             memory: self.memory,
             steps: clock.take_steps(),

@@ -1,6 +1,8 @@
 //! The calls into the C library that no safe wrapper covers. The only module of this crate with `unsafe`.
 #![allow(unsafe_code)]
 
+pub(crate) mod pagemap;
+pub(crate) mod trace;
 pub(crate) mod userfault;
 
 use std::fs::File;

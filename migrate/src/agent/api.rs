@@ -33,6 +33,7 @@ use crate::failure::Failure;
 use crate::finding::{self, Code, Finding};
 use crate::journal::Found;
 use crate::mode::Mode;
+use crate::pages::rounds::DEFAULT_DOWNTIME;
 use crate::phase::{Phase, Role};
 use crate::places::MigrationId;
 use crate::plan::{self, Plan};
@@ -56,6 +57,9 @@ pub struct MigrateRequest {
     /// How its memory goes over.
     #[serde(default)]
     pub mode: Mode,
+    /// How long it may stand still, in milliseconds, as far as the mode can see to that; 300 if nothing is said.
+    #[serde(default)]
+    pub downtime_ms: Option<u32>,
     /// `docker`, `containerd` or `auto`: whose container it is.
     #[serde(default)]
     pub engine: Choice,
@@ -311,7 +315,11 @@ async fn move_away(
         .connect(destination)
         .await
         .map_err(|cause| Failure::new(Role::Source, &host.name, Phase::Hello, cause))?;
-    let outcome = source::run(host, link, observer, migration.clone(), container, request.mode).await;
+    let downtime = request
+        .downtime_ms
+        .map_or(DEFAULT_DOWNTIME, |ms| Duration::from_millis(ms.into()));
+    let how = (request.mode, downtime);
+    let outcome = source::run(host, link, observer, migration.clone(), container, how).await;
     match &outcome {
         Ok(report) => log::info!(
             "migration {migration}: {:?}, downtime {:?} us, {} us in all, {:?}",

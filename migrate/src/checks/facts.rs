@@ -10,7 +10,7 @@ use libcgroups::common::{CgroupSetup, get_cgroup_setup};
 use serde::{Deserialize, Serialize};
 
 use super::cpu;
-use super::tools::{FEATURES, Versions, two_numbers};
+use super::tools::{LAZY_FEATURE, Versions, two_numbers};
 use crate::finding::{Code, Finding, Level};
 
 /// Clocks that differ by more than this make logs of two hosts hard to read together, and certificates fail early.
@@ -30,6 +30,8 @@ pub struct Facts {
     pub criu: Option<String>,
     /// What CRIU can do on this kernel, of what moves would use.
     pub criu_features: BTreeSet<String>,
+    /// Whether the kernel tells which pages were written to, so that memory can be copied beforehand.
+    pub soft_dirty: bool,
     /// runC's version.
     pub runc: Option<String>,
     /// 1 or 2.
@@ -49,6 +51,7 @@ impl Facts {
             cpu_flags: cpu::flags(&cpuinfo, std::env::consts::ARCH),
             criu: versions.criu.clone().ok(),
             criu_features: versions.features.clone(),
+            soft_dirty: versions.soft_dirty,
             runc: versions.runc.clone().ok(),
             cgroup_version: cgroup_version(),
             clock_millis: clock_millis(),
@@ -57,18 +60,12 @@ impl Facts {
 
     /// Modes of a move that a container can leave this host in and arrive at `there`.
     pub fn modes(&self, there: &Self) -> Vec<&'static str> {
-        let both = |feature: &str| {
-            [self, there]
-                .iter()
-                .all(|host| host.criu_features.contains(feature))
-        };
-        let mut modes = vec!["stop"];
-        modes.extend(
-            FEATURES
-                .iter()
-                .filter_map(|(feature, mode, _)| mode.filter(|_| both(feature))),
-        );
-        modes
+        let is_lazy = |host: &Self| host.criu_features.contains(LAZY_FEATURE);
+        match (is_lazy(self) && is_lazy(there), self.soft_dirty) {
+            (true, true) => vec!["stop", "pre", "post"],
+            (true, false) => vec!["stop", "post"],
+            (false, _) => vec!["stop"],
+        }
     }
 }
 
@@ -252,7 +249,8 @@ mod tests {
             architecture: "x86_64".into(),
             cpu_flags: ["avx2".to_owned()].into(),
             criu: Some("4.2.1".into()),
-            criu_features: ["uffd-noncoop".to_owned()].into(),
+            criu_features: [LAZY_FEATURE.to_owned()].into(),
+            soft_dirty: false,
             runc: Some("1.3.6".into()),
             cgroup_version: 2,
             clock_millis: 1_000_000,
@@ -321,8 +319,19 @@ mod tests {
     }
 
     #[test]
-    fn a_mode_needs_its_feature_on_both_hosts() {
+    fn a_mode_needs_what_it_rests_on() {
         assert_eq!(facts().modes(&facts()), ["stop", "post"]);
         assert_eq!(facts().modes(&Facts::default()), ["stop"]);
+        let told = Facts {
+            soft_dirty: true,
+            ..facts()
+        };
+        assert_eq!(
+            told.modes(&facts()),
+            ["stop", "pre", "post"],
+            "only the source looks at what is written"
+        );
+        assert_eq!(facts().modes(&told), ["stop", "post"]);
+        assert_eq!(told.modes(&Facts::default()), ["stop"]);
     }
 }

@@ -120,6 +120,21 @@ fn judge_sysctls(value: impl Fn(&str) -> Option<u64>) -> Vec<Finding> {
     findings
 }
 
+/// Whether the kernel tells which pages were written to.
+pub fn soft_dirty(is_told: bool) -> Finding {
+    if is_told {
+        return Finding::ok(
+            Code::Kernel,
+            "the kernel tells which pages were written to (mode pre)",
+        );
+    }
+    Finding::warning(
+        Code::Kernel,
+        "the kernel does not tell which pages were written to: memory cannot be copied beforehand (mode pre)",
+        "it takes Linux 6.7 or newer with CONFIG_MEM_SOFT_DIRTY; moves in mode post need neither",
+    )
+}
+
 /// Whether images on their way lie in memory, and how much there is.
 pub fn image_room(run: &Path) -> Vec<Finding> {
     let existing = run

@@ -16,24 +16,21 @@ const MIN_CRIU: (u32, u32) = (4, 2);
 /// The oldest runC that was tried.
 const MIN_RUNC: (u32, u32) = (1, 1);
 
-/// A program that cannot say its version in this time hangs; a user waits for the answer.
-const VERSION_DEADLINE: Duration = Duration::from_secs(2);
+/// A program that cannot say its version in this time hangs; a user waits for the answer. Most need milliseconds, and
+/// seconds where the host is busy and has not run them before.
+const VERSION_DEADLINE: Duration = Duration::from_secs(5);
 
-/// What CRIU is asked for by name, the mode of a move that rests on it, and what cannot be done without.
-pub const FEATURES: &[(&str, Option<&str>, &str)] = &[
+/// What pages that come apart from their image need.
+pub const LAZY_FEATURE: &str = "uffd-noncoop";
+
+/// What CRIU is asked for by name, and what cannot be done without.
+pub const FEATURES: &[(&str, &str)] = &[
     (
-        "mem_dirty_track",
-        Some("pre"),
-        "memory cannot be copied beforehand (mode pre)",
-    ),
-    (
-        "uffd-noncoop",
-        Some("post"),
-        "memory cannot be fetched afterwards (mode post)",
+        LAZY_FEATURE,
+        "memory can be sent neither before nor after the dump (modes pre and post)",
     ),
     (
         "network_lock_nftables",
-        None,
         "connections are locked by iptables, which takes longer",
     ),
 ];
@@ -47,6 +44,8 @@ pub struct Versions {
     pub features: BTreeSet<String>,
     /// runC's version, or why there is none.
     pub runc: Result<String, String>,
+    /// Whether the kernel tells which pages were written to.
+    pub soft_dirty: bool,
 }
 
 impl Default for Versions {
@@ -55,6 +54,7 @@ impl Default for Versions {
             criu: Err("not asked".into()),
             features: BTreeSet::new(),
             runc: Err("not asked".into()),
+            soft_dirty: false,
         }
     }
 }
@@ -65,18 +65,18 @@ pub async fn ask(tools: &Tools) -> Versions {
         let said = output_of(&tools.criu, &["check", "--feature", name]).await;
         said.is_ok().then(|| name.to_owned())
     };
-    let [dirty, lazy, nft] = [FEATURES[0].0, FEATURES[1].0, FEATURES[2].0];
-    let (criu, runc, one, two, three) = tokio::join!(
+    let [lazy, nft] = [FEATURES[0].0, FEATURES[1].0];
+    let (criu, runc, one, two) = tokio::join!(
         output_of(&tools.criu, &["--version"]),
         output_of(&tools.runc, &["--version"]),
-        feature(dirty),
         feature(lazy),
         feature(nft),
     );
     Versions {
         criu: criu.map(|text| labelled(&text, "Version:")),
-        features: [one, two, three].into_iter().flatten().collect(),
+        features: [one, two].into_iter().flatten().collect(),
         runc: runc.map(|text| labelled(&text, "runc version")),
+        soft_dirty: (tools.soft_dirty)(),
     }
 }
 
@@ -128,7 +128,7 @@ pub fn features(versions: &Versions) -> Vec<Finding> {
     if versions.criu.is_err() {
         return Vec::new();
     }
-    let say = |(name, _, without): &(&str, Option<&str>, &str)| {
+    let say = |(name, without): &(&str, &str)| {
         if versions.features.contains(*name) {
             Finding::ok(Code::CriuFeatures, format!("CRIU has {name}"))
         } else {
@@ -204,8 +204,9 @@ mod tests {
     fn versions(criu: &str, runc: &str) -> Versions {
         Versions {
             criu: Ok(criu.into()),
-            features: ["uffd-noncoop".to_owned()].into(),
+            features: ["network_lock_nftables".to_owned()].into(),
             runc: Ok(runc.into()),
+            soft_dirty: false,
         }
     }
 
@@ -239,7 +240,7 @@ mod tests {
         assert!(
             told[0]
                 .to_string()
-                .contains("no mem_dirty_track: memory cannot be copied beforehand"),
+                .contains("no uffd-noncoop: memory can be sent neither before nor after"),
             "{told:?}"
         );
         assert_eq!(told[1].level, crate::finding::Level::Ok);
@@ -250,6 +251,7 @@ mod tests {
         let tools = Tools {
             criu: "/nonexistent/criu".into(),
             runc: "/bin/true".into(),
+            ..Tools::default()
         };
         let told = objections(&ask(&tools).await);
         assert_eq!(told.len(), 1, "{told:?}");

@@ -24,7 +24,7 @@ const RETRY_BYTES: u64 = 1 << 30;
 
 /// See the module. One for all streams of a move, which share the link and the processors.
 #[derive(Debug)]
-pub(super) struct Chooser {
+pub(crate) struct Chooser {
     packing: Packing,
     /// What was used before, and how many bytes a second went then, while something else is tried.
     before: Option<(Packing, u64)>,
@@ -40,7 +40,7 @@ pub(super) struct Chooser {
 }
 
 impl Chooser {
-    pub(super) fn new(now: Instant) -> Self {
+    pub(crate) fn new(now: Instant) -> Self {
         Self {
             packing: Packing::None,
             before: None,
@@ -53,17 +53,17 @@ impl Chooser {
     }
 
     /// What to pack with now.
-    pub(super) fn packing(&self) -> Packing {
+    pub(crate) fn packing(&self) -> Packing {
         self.packing
     }
 
     /// The time until now says nothing of the link: nothing was to be sent.
-    pub(super) fn forget(&mut self, now: Instant) {
+    pub(crate) fn forget(&mut self, now: Instant) {
         (self.bytes, self.since) = (0, now);
     }
 
     /// Notes that `bytes` of pages have gone by `now`.
-    pub(super) fn note(&mut self, bytes: u64, now: Instant) {
+    pub(crate) fn note(&mut self, bytes: u64, now: Instant) {
         self.bytes += bytes;
         self.bytes_settled += bytes;
         if self.bytes < SAMPLE_BYTES {

@@ -9,7 +9,6 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use godwit_runtime::pages::layout::{self, Task};
-use nix::errno::Errno;
 use nix::sys::uio::{RemoteIoVec, process_vm_readv};
 use nix::unistd::Pid;
 
@@ -53,6 +52,14 @@ impl Memory {
         &self.tasks
     }
 
+    /// Only these pages of each task are to be sent; all can still be read.
+    pub fn keep(&mut self, left: &[Task]) {
+        for task in &mut self.tasks {
+            let kept = left.iter().find(|one| one.pid == task.pid);
+            task.ranges = kept.map(|one| one.ranges.clone()).unwrap_or_default();
+        }
+    }
+
     /// Bytes of all pages.
     pub fn bytes(&self) -> u64 {
         let ranges = self.tasks.iter().flat_map(|task| &task.ranges);
@@ -72,21 +79,31 @@ impl Memory {
     /// Reads pages into `buffer`, which has exactly their size.
     pub fn read(&self, run: Run, buffer: &mut [u8]) -> io::Result<()> {
         let (pid, memory) = &self.here[run.task];
-        let mut done = 0;
-        while done < buffer.len() {
-            let remote = RemoteIoVec {
-                base: run.address as usize + done,
-                len: buffer.len() - done,
-            };
-            match process_vm_readv(*pid, &mut [IoSliceMut::new(&mut buffer[done..])], &[remote]) {
-                Ok(0) | Err(Errno::EFAULT) => break,
-                Ok(read) => done += read,
-                Err(error) => return Err(error.into()),
-            }
-        }
-        // What the task itself may not read is read by the slower way, which does not ask.
-        memory.read_exact_at(&mut buffer[done..], run.address + done as u64)
+        let n_read = read_from(pid.as_raw(), memory, run.address, buffer);
+        // What could not be read is tried once more, for the reason why.
+        memory.read_exact_at(&mut buffer[n_read..], run.address + n_read as u64)
     }
+}
+
+/// Reads the memory of the process `pid`, which is `memory` as a file, until the buffer is full or nothing more can be read.
+pub(super) fn read_from(pid: i32, memory: &File, address: u64, buffer: &mut [u8]) -> usize {
+    let mut done = 0;
+    while done < buffer.len() {
+        let remote = RemoteIoVec {
+            base: address as usize + done,
+            len: buffer.len() - done,
+        };
+        let local = &mut [IoSliceMut::new(&mut buffer[done..])];
+        match process_vm_readv(Pid::from_raw(pid), local, &[remote]) {
+            Ok(read @ 1..) => done += read,
+            // What the task itself may not read is read by the slower way, which does not ask.
+            Ok(_) | Err(_) => match memory.read_at(&mut buffer[done..], address + done as u64) {
+                Ok(read @ 1..) => done += read,
+                Ok(_) | Err(_) => break,
+            },
+        }
+    }
+    done
 }
 
 /// The pid on this host of every process in the pid namespace of `init`, by its pid there.
@@ -110,7 +127,7 @@ fn pids_in_namespace_of(init: u32) -> io::Result<HashMap<u32, i32>> {
 }
 
 /// A process' pid in its own namespace, from `/proc/PID/status`.
-fn innermost_pid(status: &str) -> Option<u32> {
+pub(super) fn innermost_pid(status: &str) -> Option<u32> {
     let line = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
     line.split_whitespace().last()?.parse().ok()
 }

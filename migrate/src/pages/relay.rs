@@ -1,9 +1,11 @@
-//! The destination's end of the page streams: between the source's agent and the pager of the container.
+//! The destination's end of the page streams: between the source's agent, the store of pages that came before, and the
+//! pager of the container.
 //!
 //! At first the source sends everything unasked on some streams, while another carries what a task waits for. If any of
 //! them breaks, all that was on its way counts as lost: the pager's connections are closed, it comes again and from then
-//! on asks for what it misses. So neither a cut link nor a killed agent costs a page. Nothing is kept here but what is
-//! being passed on: a pager that does not read stops the source.
+//! on asks for what it misses. So neither a cut link nor a killed agent costs a page. What the store has is taken from
+//! there, and if it has all the source is not asked for anything. Nothing is kept here but what is being passed on: a pager
+//! that does not read stops the source.
 
 use std::fs;
 use std::io;
@@ -14,6 +16,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use godwit_runtime::pages::wire::{Header, Kind};
+use nix::sys::socket::{setsockopt, sockopt};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::unix::OwnedWriteHalf;
@@ -24,7 +27,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::codec;
+use super::given::{BUFFER_BYTES, Given};
 use super::serve::read_header;
+use super::store::Store;
 use crate::deadlines;
 use crate::failure::{Cause, Problem};
 use crate::frame::{self, Frame};
@@ -84,6 +89,7 @@ struct Origin {
     source: String,
     migration: MigrationId,
     counters: Arc<Counters>,
+    store: Option<Arc<Store>>,
 }
 
 /// The source's streams of a first attempt.
@@ -93,9 +99,14 @@ struct Streams {
 }
 
 impl Relay {
-    /// Opens all streams to the source, and the socket at which the pager will call.
-    pub async fn open(host: &Arc<Host>, source: &str, migration: &MigrationId) -> Result<Self, Problem> {
-        let origin = Origin::new(host, source, migration);
+    /// Opens all streams to the source, and the socket at which the pager will call. `store` is where pages come before.
+    pub async fn open(
+        host: &Arc<Host>,
+        source: &str,
+        migration: &MigrationId,
+        store: Option<Arc<Store>>,
+    ) -> Result<Self, Problem> {
+        let origin = Origin::new(host, source, migration, store);
         let urgent = origin.connect(PageStream::Urgent).await?;
         let mut pushed = Vec::new();
         for _ in 0..PUSH_STREAMS {
@@ -106,7 +117,9 @@ impl Relay {
 
     /// Takes over from a relay that is gone: the pager asks for what it misses.
     pub fn resume(host: &Arc<Host>, source: &str, migration: &MigrationId) -> Result<Self, Problem> {
-        Self::start(Origin::new(host, source, migration), None)
+        let store = Store::reopen(&host.places.kept(migration))
+            .map_err(|error| Problem::io("the memory that was kept", &error))?;
+        Self::start(Origin::new(host, source, migration, store.map(Arc::new)), None)
     }
 
     fn start(origin: Origin, streams: Option<Streams>) -> Result<Self, Problem> {
@@ -147,13 +160,19 @@ impl Relay {
 }
 
 impl Origin {
-    fn new(host: &Arc<Host>, source: &str, migration: &MigrationId) -> Self {
+    fn new(host: &Arc<Host>, source: &str, migration: &MigrationId, store: Option<Arc<Store>>) -> Self {
         Self {
             host: Arc::clone(host),
             source: source.into(),
             migration: migration.clone(),
             counters: Arc::default(),
+            store,
         }
+    }
+
+    /// Whether nothing is needed from the source.
+    fn has_all(&self) -> bool {
+        self.store.as_ref().is_some_and(|store| store.is_complete())
     }
 
     async fn connect(&self, stream: PageStream) -> Result<Box<dyn Duplex>, Problem> {
@@ -206,7 +225,7 @@ impl Origin {
                 self.counters.urgent.fetch_add(1, Ordering::Relaxed);
                 return;
             }
-            Kind::Wanted | Kind::AllSent | Kind::Drained => return,
+            Kind::Wanted | Kind::AllSent | Kind::Drained | Kind::Stale => return,
         };
         counter.fetch_add(header.end() - header.address, Ordering::Relaxed);
         let wire = header.to_bytes().len() as u64 + u64::from(header.length);
@@ -252,8 +271,11 @@ async fn run(origin: &Origin, listener: &UnixListener, streams: Option<Streams>)
             }
         };
         let source = loop {
+            if origin.has_all() {
+                break None;
+            }
             match origin.connect(PageStream::Urgent).await {
-                Ok(source) => break source,
+                Ok(source) => break Some(source),
                 Err(problem) => log::warn!(
                     "migration {}: {} does not send the pages that are missing: {problem}",
                     origin.migration,
@@ -283,6 +305,12 @@ async fn first(origin: &Origin, listener: &UnixListener, streams: Streams) -> io
     };
     let (_keep_open, push) = push.into_split();
     let push = Mutex::new(push);
+    if origin.has_all() {
+        // It was all sent; what is here is given as it is asked for.
+        let all_sent = Header::bare(Kind::AllSent, 0, 0, 0).to_bytes();
+        push.lock().await.write_all(&all_sent).await?;
+        return converse(origin, urgent, None).await;
+    }
     let left = AtomicU64::new(streams.pushed.len() as u64);
     let pushed = futures_all(
         streams
@@ -292,7 +320,7 @@ async fn first(origin: &Origin, listener: &UnixListener, streams: Streams) -> io
             .collect(),
     );
     tokio::select! {
-        done = converse(origin, urgent, streams.urgent) => done,
+        done = converse(origin, urgent, Some(streams.urgent)) => done,
         error = pushed => Err(error),
     }
 }
@@ -340,28 +368,53 @@ async fn pass_on(
     }
 }
 
-/// Carries questions to the source and answers to the pager, until the pager has all.
-async fn converse(origin: &Origin, pager: UnixStream, source: Box<dyn Duplex>) -> io::Result<()> {
-    let (mut from_pager, mut to_pager) = pager.into_split();
-    let (mut from_source, mut to_source) = tokio::io::split(source);
+/// Carries questions to the store, or else to the source, and answers to the pager, until the pager has all.
+async fn converse(origin: &Origin, pager: UnixStream, source: Option<Box<dyn Duplex>>) -> io::Result<()> {
+    // So that it is known what the pager must have taken, see `Given`.
+    setsockopt(&pager, sockopt::SndBuf, &BUFFER_BYTES)?;
+    let (mut from_pager, to_pager) = pager.into_split();
+    let to_pager = Mutex::new(to_pager);
+    let (from_source, mut to_source) = source.map(tokio::io::split).unzip();
     let ask = async {
+        let mut given = Given::default();
+        let mut records = Vec::new();
         loop {
             let Some(header) = read_header(&mut from_pager).await? else {
                 return Err(io::Error::other("the pager is gone"));
             };
             origin.count(&header);
-            to_source.write_all(&header.to_bytes()).await?;
-            to_source.flush().await?;
+            if let (Some(store), Kind::Urgent | Kind::Wanted) = (&origin.store, header.kind) {
+                records.clear();
+                if let Some(found) = store.find(header.task, header.address, header.pages, &mut records)? {
+                    to_pager.lock().await.write_all(&records).await?;
+                    for (task, pages) in given.add(&header, found, records.len()) {
+                        store.remove(task, pages)?;
+                    }
+                    continue;
+                }
+            }
+            if let Some(source) = &mut to_source {
+                source.write_all(&header.to_bytes()).await?;
+                source.flush().await?;
+            } else if header.kind != Kind::Drained {
+                return Err(io::Error::other(format!(
+                    "page {:#x} of task {} has not come",
+                    header.address, header.task
+                )));
+            }
             if header.kind == Kind::Drained {
                 return Ok(());
             }
         }
     };
     let tell = async {
+        let Some(mut source) = from_source else {
+            return std::future::pending().await;
+        };
         let (mut content, mut pages) = (Vec::new(), Vec::new());
         loop {
-            let header = read_record(origin, &mut from_source, &mut content).await?;
-            write_record(header, &content, &mut pages, &mut to_pager).await?;
+            let header = read_record(origin, &mut source, &mut content).await?;
+            write_record(header, &content, &mut pages, &mut *to_pager.lock().await).await?;
         }
     };
     tokio::select! {

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Instant;
 
+use godwit_runtime::pages::layout::Task;
 use godwit_runtime::pages::wire::{HEADER_BYTES, Header, Kind};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{mpsc, watch};
@@ -54,6 +55,17 @@ impl Pages {
     /// Bytes of all pages.
     pub fn bytes(&self) -> u64 {
         self.memory.bytes()
+    }
+
+    /// The tasks with their pages.
+    pub fn tasks(&self) -> Vec<Task> {
+        self.memory.tasks().to_vec()
+    }
+
+    /// Only these are to be sent; the destination has all others.
+    pub fn keep(&mut self, left: &[Task]) {
+        self.memory.keep(left);
+        self.schedule = Mutex::new(Schedule::new(self.memory.tasks()));
     }
 
     fn schedule(&self) -> MutexGuard<'_, Schedule> {

@@ -21,6 +21,7 @@ use crate::journal::Found;
 use crate::link::Link;
 use crate::message::{Intent, Message};
 use crate::mode::Mode;
+use crate::pages::rounds::DEFAULT_DOWNTIME;
 use crate::places::{MigrationId, Places};
 use crate::progress::Observer;
 use crate::recovery;
@@ -89,7 +90,7 @@ impl World {
             observer.clone(),
             migration,
             container,
-            Mode::Stop,
+            (Mode::Stop, DEFAULT_DOWNTIME),
         ));
         let arrive = tokio::spawn(serve(
             Arc::clone(&self.destination.host),
@@ -370,6 +371,7 @@ impl Place {
             tools: Tools {
                 criu,
                 runc: "/bin/true".into(),
+                soft_dirty: || true,
             },
             upper_dir: |rootfs| Ok(rootfs.to_owned()),
             hold: HOLD,

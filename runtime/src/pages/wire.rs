@@ -36,6 +36,8 @@ pub enum Kind {
     AllSent = 7,
     /// No page is wanted any more.
     Drained = 8,
+    /// What came of these pages before is of no use any more; between agents only, before the restore.
+    Stale = 9,
 }
 
 /// A record's header.
@@ -64,6 +66,7 @@ impl Kind {
             Self::Wanted,
             Self::AllSent,
             Self::Drained,
+            Self::Stale,
         ]
         .into_iter()
         .find(|kind| *kind as u8 == byte)
@@ -118,7 +121,9 @@ impl Header {
             Kind::Raw => length == raw,
             // What compression does not make smaller is sent as it is.
             Kind::Lz4 | Kind::Zstd => (1..raw).contains(&length),
-            Kind::Zero | Kind::Urgent | Kind::Wanted | Kind::AllSent | Kind::Drained => length == 0,
+            Kind::Zero | Kind::Urgent | Kind::Wanted | Kind::AllSent | Kind::Drained | Kind::Stale => {
+                length == 0
+            }
         };
         let counts = match kind {
             Kind::AllSent | Kind::Drained => header.pages == 0,
@@ -180,7 +185,7 @@ mod tests {
         let good = Header::bare(Kind::Zero, 1, 4096, 1).to_bytes();
         Header::parse(&good).unwrap();
         // kind 0, a kind that is none, padding, an address inside a page, no pages, too many, content where none can be
-        for (at, value) in [(0, 0), (0, 9), (1, 1), (15, 1), (19, 0), (18, 2), (23, 1)] {
+        for (at, value) in [(0, 0), (0, 10), (1, 1), (15, 1), (19, 0), (18, 2), (23, 1)] {
             let mut bad = good;
             bad[at] = value;
             assert!(Header::parse(&bad).is_err(), "byte {at} = {value}");

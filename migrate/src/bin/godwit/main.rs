@@ -115,10 +115,13 @@ struct MoveOrder {
     container: String,
     /// The host, as the agent's configuration names it.
     host: String,
-    /// How its memory goes over: `stop` while the container stands still, `post` after it runs there, or `auto`: post
-    /// where both hosts can.
+    /// How its memory goes over: `stop` while the container stands still, `pre` before, `post` after it runs there, or
+    /// `auto`: pre as long as it pays, then post, as far as both hosts can.
     #[arg(long, default_value_t, value_parser = Mode::from_str)]
     mode: Mode,
+    /// Milliseconds that the container may stand still; modes pre and auto copy memory beforehand until that is in reach.
+    #[arg(long, value_name = "MS")]
+    downtime: Option<u32>,
     /// Whose container it is: docker, containerd or auto, the first that knows it.
     #[arg(long, default_value_t)]
     engine: Choice,
@@ -133,6 +136,7 @@ impl From<MoveOrder> for MigrateRequest {
             container: order.container,
             destination: order.host,
             mode: order.mode,
+            downtime_ms: order.downtime,
             engine: order.engine,
             namespace: order.namespace,
         }

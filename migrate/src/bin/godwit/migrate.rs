@@ -11,6 +11,8 @@ use anyhow::Context;
 use godwit_migrate::agent::api::MigrateRequest;
 use godwit_migrate::clock::{Outcome, Report};
 use godwit_migrate::failure::{Cause, Failure};
+use godwit_migrate::mode::Mode;
+use godwit_migrate::pages::rounds::Round;
 use godwit_migrate::phase::Phase;
 use godwit_migrate::progress::{Event, PhaseState};
 use http_body_util::BodyExt;
@@ -59,7 +61,7 @@ pub(crate) async fn run(socket: &Path, request: MigrateRequest, json: bool) -> a
             Event::Started { migration, .. } => abort.migration = Some(migration),
             Event::Report { report } => return Ok(exit_of_report(&report)),
             Event::Error { error, .. } => return Ok(exit_of_failure(&error)),
-            Event::Phase { .. } | Event::Transfer { .. } => {}
+            Event::Phase { .. } | Event::Transfer { .. } | Event::Round { .. } => {}
         }
     }
 }
@@ -226,12 +228,15 @@ impl View {
                 } else {
                     ""
                 };
-                let text = format!("{phase:<8} {ms:>7} ms  {:>9} sent{failed}", size(*bytes));
-                match self {
-                    Self::Bar(bar) => bar.println(text),
-                    Self::Plain | Self::Json => eprintln!("{text}"),
-                }
+                self.line(&format!(
+                    "{phase:<8} {ms:>7} ms  {:>9} sent{failed}",
+                    size(*bytes)
+                ));
             }
+            Event::Round {
+                round,
+                predicted_downtime_ms,
+            } => self.line(&round_line(round, *predicted_downtime_ms)),
             Event::Transfer {
                 transferred,
                 expected,
@@ -256,11 +261,30 @@ impl View {
         Ok(())
     }
 
+    /// Prints a line that stays.
+    fn line(&self, text: &str) {
+        match self {
+            Self::Bar(bar) => bar.println(text),
+            Self::Plain | Self::Json => eprintln!("{text}"),
+        }
+    }
+
     fn clear(&self) {
         if let Self::Bar(bar) = self {
             bar.finish_and_clear();
         }
     }
+}
+
+fn round_line(round: &Round, predicted_downtime_ms: u64) -> String {
+    format!(
+        "round {:<2} {:>7} ms  {:>9} at {}/s, {}/s written to; frozen now it would be down {predicted_downtime_ms} ms",
+        round.number,
+        round.micros / 1000,
+        size(round.bytes),
+        size(round.bandwidth),
+        size(round.dirty_rate)
+    )
 }
 
 fn sentence(error: &Failure, message: &str) -> String {
@@ -282,7 +306,7 @@ fn sentence(error: &Failure, message: &str) -> String {
 fn print_report(report: &Report) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     let bytes = &report.bytes;
-    let sum = bytes.layers + bytes.files + bytes.log + bytes.image;
+    let sum = bytes.layers + bytes.files + bytes.log + bytes.memory + bytes.image;
     match &report.outcome {
         Outcome::Moved => {
             let downtime = report.downtime_micros.unwrap_or_default() as f64 / 1000.0;
@@ -301,6 +325,20 @@ fn print_report(report: &Report) -> anyhow::Result<()> {
              the agent keeps asking and removes it here then; see `godwit migrations` on both hosts",
             report.container, report.to, report.from, report.to
         )?,
+    }
+    if let Some(pre_copy) = &report.pre_copy {
+        writeln!(
+            out,
+            "{} rounds of memory while it ran, then {} {}: {}",
+            pre_copy.rounds.len(),
+            size(pre_copy.left),
+            if report.mode == Mode::Pre {
+                "in the freeze"
+            } else {
+                "after it"
+            },
+            pre_copy.ended
+        )?;
     }
     for remark in &report.remarks {
         writeln!(out, "note: {remark}")?;
