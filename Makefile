@@ -16,7 +16,7 @@ CHAOS ?=
 # What the tests are given besides: `make test TESTS=test_shim`, `make test TESTS="--runtime io.containerd.runc.v2"`.
 TESTS ?=
 
-.PHONY: help setup build release-shim release lint test test-all bench-shim bench-move chaos fuzz demo lab lab-down lab-status
+.PHONY: help setup build release-shim release lint test test-all test-vm bench-shim bench-move chaos fuzz demo lab lab-down lab-status
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name what; do \
@@ -49,6 +49,10 @@ test: build ## run the unit tests and the end-to-end tests in a lab of their own
 
 test-all: build ## the same on both bases, forky and trixie, with the tests that take long
 	GODWIT_TEST_SLOW=1 integration/run-tests --unit --base forky --base trixie $(TESTS)
+
+test-vm: build ## test pre-copy in two virtual machines, whose kernel tells what is written to; 10 minutes
+	@integration/setup vm
+	integration/test-vm
 
 bench-shim: release-shim ## measure the shim's memory and times beside the stock shim's; best on a quiet machine
 	GODWIT_BINARIES=$(RELEASE_DIR) integration/bench-shim $(BENCH)

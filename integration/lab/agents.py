@@ -33,13 +33,14 @@ def configure_agents(hosts: list[Host]) -> None:
         for file in issued.iterdir():
             host.install(file, f"{TLS_DIR}/{file.name}", 0o600)
         host.path(TLS_DIR).chmod(0o700)
-        host.write("/etc/godwit/agent.toml", _configuration(host))
+        host.write("/etc/godwit/agent.toml", configuration(host.name, host.address))
 
 
-def _configuration(host: Host) -> str:
+def configuration(own_name: str, own_address: str) -> str:
+    """An agent's configuration: whose it is, and all others as its peers."""
     peers = "".join(
         f'\n[peers.{name}]\naddress = "{address}:{AGENT_PORT}"\n'
         for name, address in HOST_ADDRESSES.items()
-        if name != host.name
+        if name != own_name
     )
-    return f'name = "{host.name}"\nlisten = "{host.address}:{AGENT_PORT}"\ntls = "{TLS_DIR}"\n{peers}'
+    return f'name = "{own_name}"\nlisten = "{own_address}:{AGENT_PORT}"\ntls = "{TLS_DIR}"\n{peers}'
