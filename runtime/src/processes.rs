@@ -164,6 +164,19 @@ impl Doomed {
     }
 }
 
+/// Whether a child of `parent` has ended and `parent` has not taken notice.
+pub(crate) fn has_unnoticed_end(parent: i32) -> bool {
+    // Each child is its thread's. Nothing of it is there any more when `parent` itself has ended.
+    let threads = fs::read_dir(format!("/proc/{parent}/task")).into_iter().flatten();
+    threads.flatten().any(|thread| {
+        let children = fs::read_to_string(thread.path().join("children")).unwrap_or_default();
+        children.split_whitespace().any(|child| {
+            let stat = fs::read_to_string(format!("/proc/{child}/stat")).unwrap_or_default();
+            parse(&stat).is_some_and(|line| line.has_ended)
+        })
+    })
+}
+
 fn table() -> io::Result<Table> {
     let mut table = Table::new();
     for entry in fs::read_dir("/proc")? {
@@ -253,6 +266,23 @@ mod tests {
         assert_eq!(Doomed::tree(known).look(&table(&before)), [10, 11]);
         let after = [(1, 0, 1, 0), (10, 1, 10, 8), (11, 10, 10, 9)];
         assert_eq!(Doomed::tree(known).look(&table(&after)), [0; 0]);
+    }
+
+    #[test]
+    fn an_end_is_unnoticed_until_it_is_waited_for() {
+        // What a shell has started and has then forgotten by becoming another program.
+        let script = "sleep 0.1 & exec sleep 300";
+        let mut shell = Command::new("sh").args(["-c", script]).spawn().unwrap();
+        let pid = shell.id().cast_signed();
+        assert!(!has_unnoticed_end(pid));
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !has_unnoticed_end(pid) {
+            assert!(Instant::now() < deadline);
+            std::thread::yield_now();
+        }
+        shell.kill().unwrap();
+        shell.wait().unwrap();
+        assert!(!has_unnoticed_end(pid));
     }
 
     #[test]
