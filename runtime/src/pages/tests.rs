@@ -2,6 +2,7 @@
 //!
 //! A thread that touches memory plays the restored task. What is asserted is what the task reads.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, IoSlice, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
@@ -275,12 +276,14 @@ fn an_agent_that_comes_back_is_asked_again() {
     );
     asked.write_all(&restore.record(20, 1)).unwrap();
     assert_eq!(reader.join().unwrap(), content(20)[0]);
-    for _ in 0..2 {
+    // In one run or in two, by whether page 20 was there when the rest was asked for.
+    let mut missing: BTreeSet<u64> = (0..64).filter(|page| *page != 20).collect();
+    while !missing.is_empty() {
         let wanted = header(&mut asked);
         let page = (wanted.address - restore.memory) / PAGE;
-        asked
-            .write_all(&restore.record(page, u64::from(wanted.pages)))
-            .unwrap();
+        let pages = u64::from(wanted.pages);
+        asked.write_all(&restore.record(page, pages)).unwrap();
+        missing.retain(|other| !(page..page + pages).contains(other));
     }
     assert_eq!(restore.end(Some(asked)), (1, 1, true));
 }
@@ -337,10 +340,12 @@ fn a_child_has_the_memory_its_parent_had() {
         drop(to_parent);
         is_whole
     });
-    assert_eq!(
-        header(&mut agent.asked),
-        Header::bare(Kind::Urgent, TASK, restore.page(4), 8)
-    );
+    let mut asked = header(&mut agent.asked);
+    // The first reader may have been quicker than what was pushed for it.
+    if asked.address == restore.page(3) {
+        asked = header(&mut agent.asked);
+    }
+    assert_eq!(asked, Header::bare(Kind::Urgent, TASK, restore.page(4), 8));
     agent.pushed.write_all(&restore.record(4, 12)).unwrap();
     let mut end = Vec::new();
     from_child.read_to_end(&mut end).unwrap();
