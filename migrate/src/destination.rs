@@ -202,6 +202,7 @@ impl Destination {
             role: Role::Destination,
             peer: self.link.peer().into(),
             container: offer.container.clone(),
+            options: offer.options.clone(),
         };
         let noted = |error| Problem::io("the journal", &error);
         let journal = Journal::open(&self.host.places, opened).await.map_err(noted)?;

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use tokio::task::spawn_blocking;
 
 use crate::engine::{Container, Created};
+use crate::options::MoveOptions;
 use crate::phase::Role;
 use crate::places::{MigrationId, Places};
 
@@ -30,6 +31,9 @@ pub struct Opened {
     pub peer: String,
     /// The container as the source described it.
     pub container: Container,
+    /// What was asked of the move.
+    #[serde(default)]
+    pub options: MoveOptions,
 }
 
 /// What comes after it.
@@ -189,6 +193,7 @@ mod tests {
                 mounts: Vec::new(),
                 description: serde_json::Value::Null,
             },
+            options: MoveOptions::default(),
         };
         let journal = Journal::open(&places, opened).await.unwrap();
         journal.note(Mark::Creating).await.unwrap();

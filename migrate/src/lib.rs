@@ -23,6 +23,7 @@ pub mod link;
 pub mod made;
 pub mod message;
 pub mod mode;
+pub mod options;
 pub mod pages;
 pub mod phase;
 pub mod places;

@@ -12,6 +12,7 @@ use crate::doctor::Health;
 use crate::engine::Container;
 use crate::failure::Failure;
 use crate::finding::Finding;
+use crate::options::MoveOptions;
 use crate::pages::relay::Figures;
 use crate::places::MigrationId;
 
@@ -83,6 +84,8 @@ pub enum Purpose {
 pub struct Offer {
     /// The engine's view of it.
     pub container: Container,
+    /// What is asked of the move.
+    pub options: MoveOptions,
     /// Memory that its image will need, about.
     pub memory_bytes: u64,
     /// What its writable layer holds, about.

@@ -23,6 +23,7 @@ use crate::finding::{self, Code, Finding};
 use crate::host::Host;
 use crate::link::Link;
 use crate::message::{Answer, Intent, Message, Offer};
+use crate::options::MoveOptions;
 use crate::phase::{Phase, Role};
 use crate::recovery;
 use crate::shim::{SHIM_PROTOCOL, ShimClient, ShimView};
@@ -78,12 +79,17 @@ impl Plan {
 }
 
 /// Plans a move of `container`, which the engine has just described, to the host `destination`.
-pub async fn run(host: &Host, container: Container, destination: &str) -> Result<Plan, Failure> {
+pub async fn run(
+    host: &Host,
+    container: Container,
+    destination: &str,
+    options: &MoveOptions,
+) -> Result<Plan, Failure> {
     let failed = |problem| match problem {
         Problem::There(failure) => failure,
         Problem::Here(cause) => Failure::new(Role::Source, &host.name, Phase::Plan, cause),
     };
-    let own = look(host, &container).await.map_err(failed)?;
+    let own = look(host, &container, options).await.map_err(failed)?;
     let (source, memory_bytes, files_bytes) = (
         own.offer.source.clone(),
         own.offer.memory_bytes,
@@ -103,11 +109,9 @@ pub async fn run(host: &Host, container: Container, destination: &str) -> Result
     let mut modes = Vec::new();
     if let Some(answer) = &answer {
         findings.extend(finding::on(destination, answer.findings.clone()));
-        modes = source
-            .modes(&answer.facts)
-            .into_iter()
-            .map(str::to_owned)
-            .collect();
+        let possible = source.modes(&answer.facts);
+        findings.extend(options.mode.settle(&possible).err());
+        modes = possible.into_iter().map(str::to_owned).collect();
     }
     let mut plan = Plan {
         container: container.name,
@@ -202,7 +206,7 @@ pub async fn judge(host: &Host, offer: &Offer) -> Result<Answer, Problem> {
 }
 
 /// Source: everything that speaks against moving this container away.
-pub async fn look(host: &Host, container: &Container) -> Result<Own, Problem> {
+pub async fn look(host: &Host, container: &Container, options: &MoveOptions) -> Result<Own, Problem> {
     let engine = host.engines.of(&container.engine)?;
     let (versions, image_bytes) = tokio::join!(tools::ask(&host.tools), engine.image_bytes(container));
     let source = Facts::of_this_host(&versions);
@@ -251,6 +255,7 @@ pub async fn look(host: &Host, container: &Container) -> Result<Own, Problem> {
     findings.extend(room::memory(&host.places.run, seen.memory_bytes, 1));
     let offer = Offer {
         container: container.clone(),
+        options: options.clone(),
         memory_bytes: seen.memory_bytes,
         files_bytes: seen.files_bytes,
         image_bytes: image_bytes?.unwrap_or(0),

@@ -26,6 +26,7 @@ use crate::journal::{Journal, Mark, Opened};
 use crate::link::Link;
 use crate::message::{Intent, Message, Purpose, VERSIONS};
 use crate::mode::{Mode, POST_NEEDS};
+use crate::options::MoveOptions;
 use crate::pages::relay::Figures;
 use crate::pages::serve::Offering;
 use crate::pages::tracker::SoftDirty;
@@ -70,6 +71,7 @@ pub struct Source {
     sent_files: Option<Index>,
     log: Option<Tail>,
     image_wanted: bool,
+    options: MoveOptions,
     mode: Mode,
     downtime: Duration,
     /// What of the memory that the rounds leave may follow the container, if there are rounds.
@@ -94,7 +96,7 @@ pub async fn run(
     observer: Observer,
     migration: MigrationId,
     container: Container,
-    (mode, downtime): (Mode, Duration),
+    options: MoveOptions,
 ) -> Result<Report, Failure> {
     link.count_in(observer.transfer());
     let mut source = Source {
@@ -106,8 +108,9 @@ pub async fn run(
         sent_files: None,
         log: None,
         image_wanted: false,
-        mode,
-        downtime,
+        mode: options.mode,
+        downtime: options.downtime(),
+        options,
         rest: Rest::Now,
         rounds: None,
         pre_copy: None,
@@ -215,7 +218,7 @@ impl Source {
 
     /// Asks both hosts for every reason why not, and only then says no.
     async fn plan(&mut self) -> Result<(), Problem> {
-        let own = plan::look(&self.host, &self.container).await?;
+        let own = plan::look(&self.host, &self.container, &self.options).await?;
         self.shim = own.shim;
         self.init = own.init;
         self.upper = own.upper;
@@ -256,6 +259,7 @@ impl Source {
             role: Role::Source,
             peer: self.link.peer().into(),
             container: self.container.clone(),
+            options: self.options.clone(),
         };
         let journal = Journal::open(&self.host.places, opened)
             .await

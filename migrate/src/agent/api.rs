@@ -32,8 +32,7 @@ use crate::engine::{Container, EngineError};
 use crate::failure::Failure;
 use crate::finding::{self, Code, Finding};
 use crate::journal::Found;
-use crate::mode::Mode;
-use crate::pages::rounds::DEFAULT_DOWNTIME;
+use crate::options::MoveOptions;
 use crate::phase::{Phase, Role};
 use crate::places::MigrationId;
 use crate::plan::{self, Plan};
@@ -54,12 +53,9 @@ pub struct MigrateRequest {
     pub container: String,
     /// The host to move it to, as the agent's configuration names it.
     pub destination: String,
-    /// How its memory goes over.
+    /// How.
     #[serde(default)]
-    pub mode: Mode,
-    /// How long it may stand still, in milliseconds, as far as the mode can see to that; 300 if nothing is said.
-    #[serde(default)]
-    pub downtime_ms: Option<u32>,
+    pub options: MoveOptions,
     /// `docker`, `containerd` or `auto`: whose container it is.
     #[serde(default)]
     pub engine: Choice,
@@ -197,15 +193,9 @@ async fn plan(
 ) -> Result<Json<Plan>, Refusal> {
     let container = subject(&agent, &request).await?;
     let is_busy = agent.registry.is_claimed(&container.namespace, &container.id);
-    let mut plan = plan::run(&agent.host, container, &request.destination)
+    let mut plan = plan::run(&agent.host, container, &request.destination, &request.options)
         .await
         .map_err(|failure| Refusal(StatusCode::BAD_GATEWAY, failure.to_string()))?;
-    let modes: Vec<&str> = plan.modes.iter().map(String::as_str).collect();
-    if !modes.is_empty()
-        && let Err(objection) = request.mode.settle(&modes)
-    {
-        plan.object(vec![objection]);
-    }
     if is_busy {
         let told = Finding::of_sentence(Code::Busy, &registry::Busy.to_string());
         plan.object(finding::on(&agent.host.name, [told]));
@@ -315,11 +305,15 @@ async fn move_away(
         .connect(destination)
         .await
         .map_err(|cause| Failure::new(Role::Source, &host.name, Phase::Hello, cause))?;
-    let downtime = request
-        .downtime_ms
-        .map_or(DEFAULT_DOWNTIME, |ms| Duration::from_millis(ms.into()));
-    let how = (request.mode, downtime);
-    let outcome = source::run(host, link, observer, migration.clone(), container, how).await;
+    let outcome = source::run(
+        host,
+        link,
+        observer,
+        migration.clone(),
+        container,
+        request.options.clone(),
+    )
+    .await;
     match &outcome {
         Ok(report) => log::info!(
             "migration {migration}: {:?}, downtime {:?} us, {} us in all, {:?}",

@@ -8,6 +8,7 @@ use crate::drain;
 use crate::frame::{self, Frame};
 use crate::journal::{Journal, Opened};
 use crate::message::{Message, PageStream, VERSIONS};
+use crate::options::MoveOptions;
 use crate::phase::Role;
 use crate::places::MigrationId;
 
@@ -47,6 +48,7 @@ async fn pages_are_for_the_destination_that_the_journal_names_and_only_while_the
         role: Role::Source,
         peer: "hb".into(),
         container,
+        options: MoveOptions::default(),
     };
     Journal::open(&host.places, opened).await.unwrap();
     assert!(

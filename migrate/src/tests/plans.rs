@@ -4,6 +4,7 @@ use super::fake::{NAME, Tasks};
 use super::world::World;
 use crate::finding::Code;
 use crate::journal::Found;
+use crate::options::MoveOptions;
 use crate::plan;
 
 async fn planned(world: &World) -> plan::Plan {
@@ -16,7 +17,9 @@ async fn planned(world: &World) -> plan::Plan {
         .inspect(NAME)
         .await
         .unwrap();
-    let planned = plan::run(&world.source.host, container, "hb").await.unwrap();
+    let planned = plan::run(&world.source.host, container, "hb", &MoveOptions::default())
+        .await
+        .unwrap();
     for place in [&world.source, &world.destination] {
         assert!(Found::read_all(&place.host.places).is_empty(), "a journal");
         assert!(!place.host.places.run.exists(), "a directory for images");
@@ -67,7 +70,9 @@ async fn a_failure_at_the_other_host_names_it() {
         .inspect(NAME)
         .await
         .unwrap();
-    let failure = plan::run(&world.source.host, container, "hb").await.unwrap_err();
+    let failure = plan::run(&world.source.host, container, "hb", &MoveOptions::default())
+        .await
+        .unwrap_err();
     assert_eq!(failure.host, "hb", "{failure}");
     assert!(failure.to_string().contains("injected"), "{failure}");
 }

@@ -21,7 +21,7 @@ use crate::journal::Found;
 use crate::link::Link;
 use crate::message::{Intent, Message};
 use crate::mode::Mode;
-use crate::pages::rounds::DEFAULT_DOWNTIME;
+use crate::options::MoveOptions;
 use crate::places::{MigrationId, Places};
 use crate::progress::Observer;
 use crate::recovery;
@@ -41,6 +41,8 @@ pub(super) struct World {
     pub(super) census: Arc<Census>,
     pub(super) source: Place,
     pub(super) destination: Place,
+    /// What is asked of its moves.
+    pub(super) options: MoveOptions,
 }
 
 /// A host's connections: pipes to the other one, served as its agent would.
@@ -73,6 +75,10 @@ impl World {
             census,
             source,
             destination,
+            options: MoveOptions {
+                mode: Mode::Stop,
+                ..MoveOptions::default()
+            },
         }
     }
 
@@ -90,7 +96,7 @@ impl World {
             observer.clone(),
             migration,
             container,
-            (Mode::Stop, DEFAULT_DOWNTIME),
+            self.options.clone(),
         ));
         let arrive = tokio::spawn(serve(
             Arc::clone(&self.destination.host),

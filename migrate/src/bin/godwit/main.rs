@@ -9,20 +9,18 @@ mod doctor;
 mod findings;
 mod logger;
 mod migrate;
+mod order;
 mod plan;
 mod setup;
 mod show;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::str::FromStr;
 
 use clap::{Parser, Subcommand};
-use godwit_migrate::agent::api::MigrateRequest;
 use godwit_migrate::config::AgentConfig;
-use godwit_migrate::engine::set::Choice;
-use godwit_migrate::mode::Mode;
 use godwit_migrate::{agent, ca};
+use order::MoveOrder;
 use tokio_util::sync::CancellationToken;
 
 /// Something failed; nothing has changed, or all is undone.
@@ -106,41 +104,6 @@ enum Command {
     /// Make and use the authority by which agents know each other.
     #[command(subcommand)]
     Ca(CaCommand),
-}
-
-/// What is to go where, and how.
-#[derive(Debug, clap::Args)]
-struct MoveOrder {
-    /// Name, id or unique prefix of the id; with containerd also NAMESPACE/ID.
-    container: String,
-    /// The host, as the agent's configuration names it.
-    host: String,
-    /// How its memory goes over: `stop` while the container stands still, `pre` before, `post` after it runs there, or
-    /// `auto`: pre as long as it pays, then post, as far as both hosts can.
-    #[arg(long, default_value_t, value_parser = Mode::from_str)]
-    mode: Mode,
-    /// Milliseconds that the container may stand still; modes pre and auto copy memory beforehand until that is in reach.
-    #[arg(long, value_name = "MS")]
-    downtime: Option<u32>,
-    /// Whose container it is: docker, containerd or auto, the first that knows it.
-    #[arg(long, default_value_t)]
-    engine: Choice,
-    /// containerd's namespace, if not `default`; the same as NAMESPACE/ID.
-    #[arg(long)]
-    namespace: Option<String>,
-}
-
-impl From<MoveOrder> for MigrateRequest {
-    fn from(order: MoveOrder) -> Self {
-        Self {
-            container: order.container,
-            destination: order.host,
-            mode: order.mode,
-            downtime_ms: order.downtime,
-            engine: order.engine,
-            namespace: order.namespace,
-        }
-    }
 }
 
 #[derive(Debug, clap::Args)]

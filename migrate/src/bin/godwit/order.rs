@@ -1,0 +1,45 @@
+//! The arguments of `godwit migrate` and `godwit plan`: what is to go where, and how.
+
+use std::str::FromStr;
+
+use godwit_migrate::agent::api::MigrateRequest;
+use godwit_migrate::engine::set::Choice;
+use godwit_migrate::mode::Mode;
+use godwit_migrate::options::MoveOptions;
+
+/// What is to go where, and how.
+#[derive(Debug, clap::Args)]
+pub(crate) struct MoveOrder {
+    /// Name, id or unique prefix of the id; with containerd also NAMESPACE/ID.
+    container: String,
+    /// The host, as the agent's configuration names it.
+    host: String,
+    /// How its memory goes over: `stop` while the container stands still, `pre` before, `post` after it runs there, or
+    /// `auto`: pre as long as it pays, then post, as far as both hosts can.
+    #[arg(long, default_value_t, value_parser = Mode::from_str)]
+    mode: Mode,
+    /// Milliseconds that the container may stand still; modes pre and auto copy memory beforehand until that is in reach.
+    #[arg(long, value_name = "MS")]
+    downtime: Option<u32>,
+    /// Whose container it is: docker, containerd or auto, the first that knows it.
+    #[arg(long, default_value_t)]
+    engine: Choice,
+    /// containerd's namespace, if not `default`; the same as NAMESPACE/ID.
+    #[arg(long)]
+    namespace: Option<String>,
+}
+
+impl From<MoveOrder> for MigrateRequest {
+    fn from(order: MoveOrder) -> Self {
+        Self {
+            container: order.container,
+            destination: order.host,
+            options: MoveOptions {
+                mode: order.mode,
+                downtime_ms: order.downtime,
+            },
+            engine: order.engine,
+            namespace: order.namespace,
+        }
+    }
+}
