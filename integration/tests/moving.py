@@ -9,7 +9,9 @@ from collections.abc import Callable
 from contextlib import contextmanager
 
 from lab import links
-from lab.hosts import Host
+from lab.commands import run
+from lab.hosts import Host, client_command
+from lab.layout import LAN_NETWORK, LAN_RANGES, SUBNET, WIRE_ADDRESS
 from lab.load import LoadClient
 from lab.moves import Move, containers, holdings
 from tests.capabilities import version
@@ -17,6 +19,8 @@ from tests.support import EngineTest
 
 ADDRESS = "10.77.0.70"
 MAC_ADDRESS = "02:42:0a:4d:00:46"
+# Where `put_ipv6_on_lan` has been called.
+ADDRESS6, CLIENT_ADDRESS6, SUBNET6 = "fd00:77::70", "fd00:77::20", "fd00:77::/64"
 ON_LAN = ("--network", "lan", "--ip", ADDRESS, "--mac-address", MAC_ADDRESS)
 # It writes all it acknowledges to a file, which it has open all the time, and logs what it is told to.
 REDIS = ("redis:8", "redis-server", "--protected-mode", "no", "--save", "", "--appendonly", "yes", "--appendfsync", "no",
@@ -95,11 +99,43 @@ with socket.create_connection(("{ADDRESS}", 6379)) as redis:
         """The images of a host, by their ids."""
         return set(self.docker("images", "--quiet", host=host).stdout.split())
 
+    # -- networks ------------------------------------------------------------------------------------------------------
+
+    def put_ipv6_on_lan(self, *options: str) -> None:
+        """Makes the network `lan` of both hosts anew with a subnet of IPv6, in which the clients have an address too, until the
+        test's end. No container may be on it."""
+        create = ("network", "create", "-d", "macvlan", "-o", "parent=eth0", "--subnet", SUBNET, "--gateway", WIRE_ADDRESS)
+
+        def lan(*options: str) -> None:
+            for host in self.hosts:
+                self.docker("network", "rm", LAN_NETWORK, host=host, check=False)
+                self.docker(*create, "--ip-range", LAN_RANGES[host.name], *options, LAN_NETWORK, host=host)
+
+        def at_clients(what: str) -> None:
+            run(client_command(["ip", "address", what, f"{CLIENT_ADDRESS6}/64", "dev", "eth0", "nodad"]))
+
+        lan("--ipv6", "--subnet", SUBNET6, *options)
+        self.addCleanup(lan)
+        # before that, whatever its own clean-up does
+        self.addCleanup(self.remove_containers)
+        at_clients("add")
+        self.addCleanup(at_clients, "del")
+
+    def remove_containers(self) -> None:
+        """Removes every container of both hosts."""
+        for host in self.hosts:
+            for name in self.containers(host):
+                self.docker("rm", "--force", name, host=host, check=False)
+
     # -- moves ---------------------------------------------------------------------------------------------------------
 
-    def begin_move(self, name: str, source: Host | None = None, target: Host | None = None) -> Move:
+    def begin_move(
+        self, name: str, source: Host | None = None, target: Host | None = None, *, options: tuple[str, ...] = ()
+    ) -> Move:
         """Begins a move, from ha to hb unless told."""
-        return Move(source or self.ha, name, (target or self.hb).name, options=("--mode", self.mode))
+        # clap takes an option once
+        mode = () if "--mode" in options else ("--mode", self.mode)
+        return Move(source or self.ha, name, (target or self.hb).name, options=(*mode, *options))
 
     def move(self, name: str, source: Host | None = None, target: Host | None = None) -> Move:
         """A move that must succeed."""

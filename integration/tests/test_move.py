@@ -184,22 +184,3 @@ with socket.create_connection(("{host.address}", 8090), timeout=5) as server:
         self.assertTrue(self.inspect(name, "{{.NetworkSettings.Networks.bridge.IPAddress}}", self.hb).startswith("172.17."))
         self.holds_nothing(self.ha)
         self.holds_nothing(self.hb)
-
-    def test_an_established_connection_on_the_default_bridge_is_refused_with_the_remedy(self) -> None:
-        name = self.start_echo()
-        unmoved = self.unmoved(name)
-        process = self.client_of(self.ha)
-        move = self.begin_move(name).end()
-        self.assertEqual(4, move.code, move.said)
-        self.assertIn("io.godwit.checkpoint.tcp=close", move.message)
-        self.assertIn("10.77.0.20", move.message, "the client is named")
-        unmoved()
-        self.assertIsNone(process.poll())
-
-    def test_an_established_connection_is_closed_when_the_container_says_so(self) -> None:
-        self.needs_moves()
-        name = self.start_echo("--annotation", "io.godwit.checkpoint.tcp=close")
-        self.client_of(self.ha)
-        self.move(name)
-        self.client_of(self.hb)
-        self.assertIn("up", self.logs(name, self.hb))

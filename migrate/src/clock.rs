@@ -11,6 +11,7 @@ use crate::mode::Mode;
 use crate::pages::relay::Figures;
 use crate::phase::Role;
 use crate::precopy::PreCopy;
+use crate::tcp::Account;
 
 /// One measured step.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,6 +81,8 @@ pub struct Report {
     pub bytes: Bytes,
     /// How the memory came that followed after it ran; `None` if there was none of that.
     pub memory: Option<Figures>,
+    /// What became of the TCP connections that it had when it was frozen.
+    pub connections: Account,
     /// The steps in the order in which they ended; source's and destination's overlap.
     pub steps: Vec<Step>,
     /// What did not go as it should after the commit, in words; empty as a rule.

@@ -34,6 +34,7 @@ pub mod recovery;
 pub mod run;
 pub mod shim;
 pub mod source;
+pub mod tcp;
 pub mod tls;
 
 #[cfg(test)]

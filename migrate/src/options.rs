@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::mode::Mode;
 use crate::pages::rounds::DEFAULT_DOWNTIME;
+use crate::tcp::TcpChoice;
 
 /// The options of one move. What is left out is as by default.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,6 +20,8 @@ pub struct MoveOptions {
     pub mode: Mode,
     /// How long it may stand still, in milliseconds, as far as the mode can see to that; 300 if nothing is said.
     pub downtime_ms: Option<u32>,
+    /// What becomes of its TCP connections.
+    pub tcp: TcpChoice,
 }
 
 impl MoveOptions {
@@ -37,8 +40,8 @@ mod tests {
     fn what_is_left_out_is_as_by_default_and_what_is_unknown_is_an_error() {
         let read = |text| serde_json::from_str::<MoveOptions>(text);
         assert_eq!(read("{}").unwrap(), MoveOptions::default());
-        let asked = read(r#"{"mode":"stop"}"#).unwrap();
-        assert_eq!(asked.mode, Mode::Stop);
+        let asked = read(r#"{"mode":"stop","tcp":"close"}"#).unwrap();
+        assert_eq!((asked.mode, asked.tcp), (Mode::Stop, TcpChoice::Close));
         let told = serde_json::to_string(&asked).unwrap();
         assert_eq!(read(&told).unwrap(), asked);
         assert!(read(r#"{"mood":"stop"}"#).is_err());

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use godwit_runtime::options::CheckpointOptions;
+use godwit_runtime::options::Layer;
 use serde::{Deserialize, Serialize};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
@@ -27,6 +27,7 @@ use crate::options::MoveOptions;
 use crate::phase::{Phase, Role};
 use crate::recovery;
 use crate::shim::{SHIM_PROTOCOL, ShimClient, ShimView};
+use crate::tcp::{TcpChoice, Treatment};
 
 /// To look at all descriptors and files of a container; a thousand processes take a tenth of it.
 const LOOK_DEADLINE: Duration = Duration::from_secs(5);
@@ -66,6 +67,8 @@ pub struct Own {
     pub init: u32,
     /// The container's writable layer, if it can be read.
     pub upper: PathBuf,
+    /// What becomes of its connections.
+    pub connections: Treatment,
 }
 
 impl Plan {
@@ -232,7 +235,8 @@ pub async fn look(host: &Host, container: &Container, options: &MoveOptions) -> 
                 )),
             }
             let (container, upper) = (container.clone(), upper.clone());
-            let work = spawn_blocking(move || Seen::look(&container, view.pid, &upper, cgroup_version));
+            let tcp = options.tcp;
+            let work = spawn_blocking(move || Seen::look(&container, view.pid, &upper, tcp, cgroup_version));
             seen = timeout(LOOK_DEADLINE, work)
                 .await
                 .map_err(|_| Problem::failed("its processes and files could not be looked at in time"))?
@@ -268,6 +272,7 @@ pub async fn look(host: &Host, container: &Container, options: &MoveOptions) -> 
         shim,
         init,
         upper,
+        connections: seen.connections.unwrap_or(Treatment::Keep),
     })
 }
 
@@ -316,35 +321,44 @@ fn not_running(text: String) -> Finding {
 #[derive(Default)]
 struct Seen {
     findings: Vec<Finding>,
+    connections: Option<Treatment>,
     memory_bytes: u64,
     files_bytes: u64,
     security_profile: Option<String>,
 }
 
 impl Seen {
-    fn look(container: &Container, pid: u32, upper: &std::path::Path, cgroup_version: u8) -> Self {
+    fn look(
+        container: &Container,
+        pid: u32,
+        upper: &std::path::Path,
+        tcp: TcpChoice,
+        cgroup_version: u8,
+    ) -> Self {
         let proc = Proc::default();
-        let (options, mut findings) = match connections::options(container) {
-            Ok(options) => (options, Vec::new()),
+        let (told, mut findings) = match connections::told(container) {
+            Ok(told) => (told, Vec::new()),
             Err(reason) => {
                 let told = Finding::problem(
                     Code::Annotation,
                     reason,
                     "see docs/checkpoint.md for what it can be",
                 );
-                (CheckpointOptions::resolve(&[]), vec![told])
+                (Layer::default(), vec![told])
             }
         };
         let conditions = Conditions {
-            finds_watches: options.irmap_scan_path.is_some(),
+            finds_watches: told.irmap_scan_path.is_some(),
             cgroup_version,
             is_limited: system::is_limited(),
         };
-        findings.extend(connections::objection(container, options.tcp, pid));
+        let treatment = tcp.treatment(told.tcp);
+        findings.extend(connections::judge(container, treatment, pid));
         findings.extend(objects::Look::new(&proc, pid, conditions).objections());
         findings.extend(namespaces::nested(&proc, pid));
         Self {
             findings,
+            connections: Some(treatment),
             memory_bytes: proc.memory(pid),
             files_bytes: if upper.as_os_str().is_empty() {
                 0

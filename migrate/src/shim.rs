@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use godwit_runtime::control::ControlDir;
+use godwit_runtime::options::Tcp;
 use godwit_shim::api::godwit::{
     DumpRequest, FinishRequest, FinishResponse, InspectRequest, RestoreRequest, Step as WireStep,
 };
@@ -18,7 +19,7 @@ use crate::clock::Step;
 use crate::phase::Role;
 
 /// The version of the shim's service that this release speaks.
-pub const SHIM_PROTOCOL: u32 = 2;
+pub const SHIM_PROTOCOL: u32 = 3;
 
 /// `Inspect` never blocks on runC or CRIU; a shim that needs longer hangs.
 const INSPECT_DEADLINE: Duration = Duration::from_secs(3);
@@ -65,22 +66,28 @@ pub struct Finished {
     pub steps: Vec<Step>,
 }
 
+/// What is to be dumped where, and how.
+#[derive(Clone, Copy, Debug)]
+pub struct DumpOrder<'a> {
+    /// An empty directory.
+    pub image: &'a Path,
+    /// Where the verdict will be.
+    pub verdict: &'a Path,
+    /// How long the dump waits for it.
+    pub hold: Duration,
+    /// If given, pages that can wait stay in the tasks, which stay frozen after `committed` until that file is there.
+    pub drained: Option<&'a Path>,
+    /// What becomes of connections, unless the image is made to say otherwise before the restore.
+    pub tcp: Tcp,
+}
+
 /// The shim of one container. Semantics: `shim/proto/godwit.proto`.
 #[async_trait]
 pub trait ShimClient: Send + Sync {
     /// What the shim knows.
     async fn inspect(&self) -> Result<ShimView, ShimError>;
     /// Freezes and dumps, returns held. On error the container runs on.
-    ///
-    /// With `drained`, pages that can wait stay in the tasks, which stay frozen after `committed` until that file is
-    /// there.
-    async fn dump(
-        &self,
-        image: &Path,
-        verdict: &Path,
-        hold: Duration,
-        drained: Option<&Path>,
-    ) -> Result<Vec<Step>, ShimError>;
+    async fn dump(&self, order: DumpOrder<'_>) -> Result<Vec<Step>, ShimError>;
     /// Waits until a decided dump is over.
     async fn finish_dump(&self) -> Result<Finished, ShimError>;
     /// Hands over the image, returns held. On error nothing restored is left.
@@ -211,19 +218,17 @@ impl ShimClient for TtrpcShim {
         })
     }
 
-    async fn dump(
-        &self,
-        image: &Path,
-        verdict: &Path,
-        hold: Duration,
-        drained: Option<&Path>,
-    ) -> Result<Vec<Step>, ShimError> {
+    async fn dump(&self, order: DumpOrder<'_>) -> Result<Vec<Step>, ShimError> {
         let request = DumpRequest {
             id: self.id.clone(),
-            image_dir: image.to_string_lossy().into_owned(),
-            verdict_path: verdict.to_string_lossy().into_owned(),
-            hold_ms: u64::try_from(hold.as_millis()).unwrap_or(u64::MAX),
-            drained_path: text(drained),
+            image_dir: order.image.to_string_lossy().into_owned(),
+            verdict_path: order.verdict.to_string_lossy().into_owned(),
+            hold_ms: u64::try_from(order.hold.as_millis()).unwrap_or(u64::MAX),
+            drained_path: text(order.drained),
+            tcp: match order.tcp {
+                Tcp::Established => "established".into(),
+                Tcp::Close => "close".into(),
+            },
             ..Default::default()
         };
         let response = self

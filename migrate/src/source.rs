@@ -5,13 +5,14 @@
 //! nothing that happens afterwards lets it run here again.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use godwit_runtime::control::create_private_dir;
 use godwit_runtime::delta::{self, Index};
 use godwit_runtime::verdict::Verdict;
+use tokio::task::{JoinHandle, spawn_blocking};
 
 use crate::clock::{Bytes, Clock, Outcome, Report};
 use crate::container_log::Tail;
@@ -23,7 +24,7 @@ use crate::finding::{self, Level};
 use crate::host::Host;
 use crate::image_stream;
 use crate::journal::{Journal, Mark, Opened};
-use crate::link::Link;
+use crate::link::{Link, joined};
 use crate::message::{Intent, Message, Purpose, VERSIONS};
 use crate::mode::{Mode, POST_NEEDS};
 use crate::options::MoveOptions;
@@ -37,7 +38,8 @@ use crate::precopy::{PreCopy, Rest, Rounds};
 use crate::progress::Observer;
 use crate::recovery;
 use crate::run::{self, Boxed, ForwardRow, Row, Side};
-use crate::shim::ShimClient;
+use crate::shim::{DumpOrder, ShimClient};
+use crate::tcp::{Account, Treatment};
 
 /// Rounds of files before the freeze at most: a container that writes faster than the link would go on for ever.
 const MAX_SYNC_ROUNDS: u32 = 4;
@@ -68,6 +70,8 @@ pub struct Source {
     shim: Option<Arc<dyn ShimClient>>,
     init: u32,
     upper: PathBuf,
+    treatment: Treatment,
+    connections: Account,
     sent_files: Option<Index>,
     log: Option<Tail>,
     image_wanted: bool,
@@ -105,6 +109,8 @@ pub async fn run(
         shim: None,
         init: 0,
         upper: PathBuf::new(),
+        treatment: Treatment::Keep,
+        connections: Account::default(),
         sent_files: None,
         log: None,
         image_wanted: false,
@@ -222,6 +228,7 @@ impl Source {
         self.shim = own.shim;
         self.init = own.init;
         self.upper = own.upper;
+        self.treatment = own.connections;
         let source = own.offer.source.clone();
         let answer = plan::ask(&mut self.link, own.offer).await?;
         self.image_wanted = answer.image_wanted;
@@ -339,7 +346,13 @@ impl Source {
         self.clock.frozen();
         let drained = self.host.places.drained(&self.migration);
         let drained = self.offering.as_ref().map(|_| drained.as_path());
-        let dump = shim.dump(&image, &verdict, self.host.hold, drained);
+        let dump = shim.dump(DumpOrder {
+            image: &image,
+            verdict: &verdict,
+            hold: self.host.hold,
+            drained,
+            tcp: self.treatment.of_dump(),
+        });
         let steps = self.link.during(async { Ok(dump.await?) }).await?;
         self.clock.step("dump-held", since);
         self.clock.extend(steps);
@@ -370,9 +383,12 @@ impl Source {
             }
         }
 
+        let settled = self.settle_connections(&image);
         let since = Instant::now();
         self.send_files().await?;
         self.clock.step("send-files", since);
+        let settled = joined(settled);
+        self.connections = self.link.during(settled).await?;
         if self.log.is_some() {
             let since = Instant::now();
             self.send_log().await?;
@@ -387,6 +403,17 @@ impl Source {
         (_, self.bytes.image) = self.link.send_bulk(Purpose::Image, send).await?;
         self.clock.step("send-image", since);
         Ok(())
+    }
+
+    /// Decides what becomes of the connections of the tasks, which stand still, while files travel.
+    fn settle_connections(&self, image: &Path) -> JoinHandle<Result<Account, Problem>> {
+        let (treatment, container, init) = (self.treatment, self.container.clone(), self.init);
+        let image = image.to_owned();
+        spawn_blocking(move || {
+            treatment
+                .settle(&container, init, &image)
+                .map_err(|error| Problem::io("deciding what becomes of connections", &error))
+        })
     }
 
     /// Lets the container run on.
@@ -583,6 +610,7 @@ impl Source {
             pre_copy: self.pre_copy,
             bytes: self.bytes,
             memory: self.memory,
+            connections: self.connections,
             steps: clock.take_steps(),
             remarks: self.remarks,
         }

@@ -6,14 +6,15 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 
-use godwit_runtime::options::{CheckpointOptions, HOST_FILE, HostLayers, Layer, Tcp};
+use godwit_runtime::options::{HOST_FILE, HostLayers, Layer};
 
 use super::proc::Proc;
 use crate::engine::Container;
 use crate::finding::{Code, Finding};
+use crate::tcp::{Fate, Treatment};
 
 /// More connections than this are counted, not named.
 const MAX_NAMED: usize = 3;
@@ -23,67 +24,85 @@ const WITHOUT_PEER: [&str; 3] = ["06", "07", "0A"];
 
 /// One line of `/proc/PID/net/tcp`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Connection {
-    local: (IpAddr, u16),
-    remote: (IpAddr, u16),
-    inode: u64,
+pub struct Connection {
+    /// The container's end.
+    pub local: SocketAddr,
+    /// The other end.
+    pub remote: SocketAddr,
+    /// Of the socket.
+    pub inode: u64,
 }
 
-/// Why the connections of `container`, whose first process is `pid`, forbid a move; `None` if they do not.
-pub fn objection(container: &Container, option: Tcp, pid: u32) -> Option<Finding> {
-    if option == Tcp::Close {
+/// What the connections of `container`, whose first process is `pid`, mean for a move that treats them so.
+pub fn judge(container: &Container, treatment: Treatment, pid: u32) -> Option<Finding> {
+    let found = of(pid);
+    let staying: Vec<_> = found.iter().filter(|one| !moves(container, one)).collect();
+    let name = &container.name;
+    if treatment == Treatment::Keep {
+        let named = named(&staying)?;
+        return Some(Finding::problem(
+            Code::TcpConnections,
+            format!("{name} has TCP connections on an address that cannot move with it ({named})"),
+            "move it with --tcp close and they are closed, or put it into a network with a subnet that both hosts share \
+             (macvlan)",
+        ));
+    }
+    if treatment.fate(!staying.is_empty()) == Fate::Kept {
         return None;
     }
-    let staying: Vec<String> = connections_of(pid)
-        .into_iter()
-        .filter(|connection| !moves(container, connection.local.0))
-        .map(|connection| {
-            let ((address, port), (peer, peer_port)) = (connection.local, connection.remote);
-            format!("{address}:{port} from {peer}:{peer_port}")
-        })
-        .collect();
-    let (first, n_more) = (staying.first()?, staying.len().saturating_sub(MAX_NAMED));
-    let named = staying
-        .iter()
-        .take(MAX_NAMED)
-        .skip(1)
-        .fold(first.clone(), |named, next| named + ", " + next);
-    let more = if n_more == 0 {
-        String::new()
-    } else {
-        format!(" and {n_more} more")
-    };
-    Some(Finding::problem(
+    let all: Vec<_> = found.iter().collect();
+    let named = named(&all)?;
+    Some(Finding::warning(
         Code::TcpConnections,
-        format!(
-            "{} has TCP connections on an address that cannot move with it ({named}{more})",
-            container.name
-        ),
-        "put it into a network with a subnet that both hosts share (macvlan), or start it with --annotation \
-         io.godwit.checkpoint.tcp=close and they are closed",
+        format!("TCP connections of {name} are going to be closed ({named})"),
+        "",
     ))
 }
 
-/// What a dump of the container would be told, by its annotations over this host's file; or what they cannot say.
-pub fn options(container: &Container) -> Result<CheckpointOptions, String> {
-    let layer = Layer::from_annotations(&container.annotations()).map_err(|error| error.to_string())?;
-    let host = HostLayers::read(Path::new(HOST_FILE)).map_err(|error| error.to_string())?;
-    Ok(CheckpointOptions::resolve(&[&layer, &host.checkpoint]))
+/// Some of the connections by their addresses, and the number of the others; `None` if there are none.
+fn named(connections: &[&Connection]) -> Option<String> {
+    let name = |one: &&Connection| format!("{} from {}", one.local, one.remote);
+    let some: Vec<String> = connections.iter().take(MAX_NAMED).map(name).collect();
+    let some = some.join(", ");
+    match connections.len() {
+        0 => None,
+        n_all if n_all > MAX_NAMED => Some(format!("{some} and {} more", n_all - MAX_NAMED)),
+        _ => Some(some),
+    }
 }
 
-/// Whether the container will have this address on any host. An IPv6 address counts as its network's IPv4 one does,
-/// since only networks of one's own have either.
-fn moves(container: &Container, address: IpAddr) -> bool {
+/// What the container's annotations say of its dump, else this host's file; or what they cannot say.
+pub fn told(container: &Container) -> Result<Layer, String> {
+    let layer = Layer::from_annotations(&container.annotations()).map_err(|error| error.to_string())?;
+    let host = HostLayers::read(Path::new(HOST_FILE)).map_err(|error| error.to_string())?;
+    Ok(Layer::merged(&[&layer, &host.checkpoint]))
+}
+
+/// Whether the container will have the connection's address on any host. One of its own subnets goes along with the network,
+/// and so does the address that its hardware address makes.
+pub fn moves(container: &Container, connection: &Connection) -> bool {
     let mut moving = container.networks.iter().filter(|network| network.address_moves);
-    address.is_loopback()
-        || match address {
-            IpAddr::V4(_) => moving.any(|network| network.address.parse() == Ok(address)),
-            IpAddr::V6(_) => moving.next().is_some(),
-        }
+    match connection.local.ip() {
+        address if address.is_loopback() => true,
+        IpAddr::V4(address) => moving.any(|network| network.address.parse() == Ok(address)),
+        IpAddr::V6(address) if address.is_unicast_link_local() => moving.next().is_some(),
+        IpAddr::V6(address) => moving.any(|network| network.subnets.iter().any(|one| holds(one, address))),
+    }
+}
+
+/// Whether a subnet, as `fd00::/64`, holds an address.
+fn holds(subnet: &str, address: Ipv6Addr) -> bool {
+    let Some((network, length)) = subnet.split_once('/') else {
+        return false;
+    };
+    let (Ok(network), Ok(length @ 1..=128)) = (network.parse::<Ipv6Addr>(), length.parse::<u32>()) else {
+        return false;
+    };
+    (network.to_bits() ^ address.to_bits()) >> (128 - length) == 0
 }
 
 /// The connections that processes of the container hold.
-fn connections_of(pid: u32) -> Vec<Connection> {
+pub fn of(pid: u32) -> Vec<Connection> {
     let tables: Vec<Connection> = ["tcp", "tcp6"]
         .iter()
         .filter_map(|table| fs::read_to_string(format!("/proc/{pid}/net/{table}")).ok())
@@ -126,7 +145,7 @@ fn parse(line: &str) -> Option<Connection> {
 }
 
 /// `0100007F:1F90`: the address in words of the machine's byte order, the port as a number.
-fn parse_endpoint(text: &str) -> Option<(IpAddr, u16)> {
+fn parse_endpoint(text: &str) -> Option<SocketAddr> {
     let (address, port) = text.split_once(':')?;
     let mut bytes = Vec::with_capacity(16);
     for word in address.as_bytes().chunks(8) {
@@ -137,13 +156,14 @@ fn parse_endpoint(text: &str) -> Option<(IpAddr, u16)> {
         Ok(v4) => IpAddr::from(v4),
         Err(_) => Ipv6Addr::from(<[u8; 16]>::try_from(bytes).ok()?).to_canonical(),
     };
-    Some((address, u16::from_str_radix(port, 16).ok()?))
+    Some(SocketAddr::new(address, u16::from_str_radix(port, 16).ok()?))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::engine::Network;
+    use godwit_runtime::options::Tcp;
     use std::net::{TcpListener, TcpStream};
 
     fn container(address: &str, address_moves: bool, annotation: Option<&str>) -> Container {
@@ -174,8 +194,8 @@ mod tests {
     fn lines_of_the_kernels_table_are_understood() {
         let v4 = "   1: 0200000A:1F90 1400000A:D431 01 00000000:00000000 00:00000000 00000000     0        0 4242 1";
         let parsed = parse(v4).unwrap();
-        assert_eq!(parsed.local, ("10.0.0.2".parse().unwrap(), 8080));
-        assert_eq!(parsed.remote, ("10.0.0.20".parse().unwrap(), 54321));
+        assert_eq!(parsed.local, "10.0.0.2:8080".parse().unwrap());
+        assert_eq!(parsed.remote, "10.0.0.20:54321".parse().unwrap());
         assert_eq!(parsed.inode, 4242);
         let mapped = v4.replace("0200000A", "0000000000000000FFFF00000200000A");
         assert_eq!(parse(&mapped).unwrap().local, parsed.local);
@@ -191,9 +211,9 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let has_it = || {
-            connections_of(std::process::id())
+            of(std::process::id())
                 .iter()
-                .any(|connection| connection.remote.1 == port)
+                .any(|connection| connection.remote.port() == port)
         };
         assert!(!has_it());
         let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
@@ -202,20 +222,53 @@ mod tests {
         assert!(!has_it());
     }
 
+    fn at(local: &str) -> Connection {
+        Connection {
+            local: local.parse().unwrap(),
+            remote: "10.0.0.20:54321".parse().unwrap(),
+            inode: 1,
+        }
+    }
+
     #[test]
     fn an_address_moves_with_its_network_only() {
-        let address = "10.0.0.2".parse().unwrap();
-        assert!(moves(&container("10.0.0.2", true, None), address));
-        assert!(!moves(&container("10.0.0.2", false, None), address));
-        assert!(!moves(&container("10.0.0.3", true, None), address));
-        assert!(moves(&container("", false, None), "127.0.0.9".parse().unwrap()));
+        let local = at("10.0.0.2:80");
+        assert!(moves(&container("10.0.0.2", true, None), &local));
+        assert!(!moves(&container("10.0.0.2", false, None), &local));
+        assert!(!moves(&container("10.0.0.3", true, None), &local));
+        assert!(moves(&container("", false, None), &at("127.0.0.9:80")));
+    }
+
+    #[test]
+    fn an_ipv6_address_moves_with_the_network_whose_subnet_holds_it() {
+        let mut two = container("10.0.0.2", true, None);
+        two.networks[0].subnets = vec!["10.0.0.0/24".into(), "fd00:0:0:1::/64".into()];
+        assert!(moves(&two, &at("[fd00:0:0:1::2]:80")));
+        assert!(!moves(&two, &at("[fd00:0:0:2::2]:80")), "another network's");
+        assert!(moves(&two, &at("[fe80::1]:80")));
+        assert!(moves(&two, &at("[::1]:80")));
+        two.networks[0].address_moves = false;
+        assert!(!moves(&two, &at("[fd00:0:0:1::2]:80")));
+        assert!(!moves(&two, &at("[fe80::1]:80")));
+    }
+
+    #[test]
+    fn what_connections_mean_depends_on_how_they_are_treated() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let _stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let judged = |treatment| judge(&container("", false, None), treatment, std::process::id());
+        let warned = judged(Treatment::Close).unwrap();
+        assert_eq!((warned.code, warned.is_problem()), (Code::TcpConnections, false));
+        // Others of this process's tests may have connections on other addresses; a loopback's stop nothing.
+        assert_eq!(judged(Treatment::Keep), None);
+        assert_eq!(judged(Treatment::ByAddress), None);
     }
 
     #[test]
     fn the_annotation_says_what_becomes_of_connections_and_a_misspelt_one_is_told() {
-        let tcp = |annotation| options(&container("", false, annotation)).map(|options| options.tcp);
-        assert_eq!(tcp(None), Ok(Tcp::Established));
-        assert_eq!(tcp(Some("close")), Ok(Tcp::Close));
+        let tcp = |annotation| told(&container("", false, annotation)).map(|layer| layer.tcp);
+        assert_eq!(tcp(None), Ok(None));
+        assert_eq!(tcp(Some("close")), Ok(Some(Tcp::Close)));
         assert!(tcp(Some("closed")).is_err());
     }
 }

@@ -19,7 +19,7 @@ use crate::engine::{Container, Created, Engine, EngineError, Source};
 use crate::finding::{Code, Finding};
 use crate::phase::Role;
 use crate::places::Places;
-use crate::shim::{Finished, SHIM_PROTOCOL, ShimClient, ShimError, ShimView, Shims};
+use crate::shim::{DumpOrder, Finished, SHIM_PROTOCOL, ShimClient, ShimError, ShimView, Shims};
 
 pub(super) const NAME: &str = "redis";
 pub(super) const SOURCE_ID: &str = "source0";
@@ -333,22 +333,21 @@ impl ShimClient for FakeShim {
         })
     }
 
-    async fn dump(
-        &self,
-        image: &Path,
-        verdict: &Path,
-        hold: Duration,
-        _: Option<&Path>,
-    ) -> Result<Vec<Step>, ShimError> {
+    async fn dump(&self, order: DumpOrder<'_>) -> Result<Vec<Step>, ShimError> {
         self.0.shim_call("dump")?;
+        let image = order.image;
         fs::write(image.join("core-1.img"), "core")
             .map_err(|error| shim_error("dump", &error.to_string()))?;
         fs::write(image.join("pages-1.img"), vec![7; 300_000]).unwrap();
         // What a container does in its last moment must come along.
         fs::write(self.0.rootfs().join("last"), "last").unwrap();
         fs::write(self.0.log(), "one\ntwo\n").unwrap();
-        self.0
-            .hold(Tasks::Frozen, verdict, hold, [Tasks::None, Tasks::Running]);
+        self.0.hold(
+            Tasks::Frozen,
+            order.verdict,
+            order.hold,
+            [Tasks::None, Tasks::Running],
+        );
         Ok(Vec::new())
     }
 

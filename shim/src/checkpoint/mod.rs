@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use containerd_shim::TtrpcResult;
 use containerd_shim::protos::ttrpc::r#async::{Service, TtrpcContext};
 use godwit_runtime::checkpoint::Step;
+use godwit_runtime::options::Tcp;
 use godwit_shim::api::godwit;
 use godwit_shim::api::godwit::{
     DumpRequest, DumpResponse, FinishRequest, FinishResponse, InspectRequest, InspectResponse,
@@ -20,7 +21,7 @@ use crate::container::{Command, Delivery, DumpOrder, Finished, Reply, Shim};
 use crate::error::ShimError;
 
 /// The version of the service that this shim speaks.
-const PROTOCOL: u32 = 2;
+const PROTOCOL: u32 = 3;
 
 /// The longest hold: a dead agent must not keep a container frozen for longer.
 const HOLD_MAX: Duration = Duration::from_secs(300);
@@ -76,6 +77,7 @@ impl Container for ContainerService {
                 "" => None,
                 path => Some(absolute(path)?),
             },
+            tcp: tcp_of(&request.tcp)?,
         };
         let held = self
             .ask(&request.id, |reply| Command::Dump { order, reply })
@@ -113,6 +115,17 @@ impl Container for ContainerService {
 
     async fn finish_restore(&self, _: &TtrpcContext, request: FinishRequest) -> TtrpcResult<FinishResponse> {
         self.finish(request).await
+    }
+}
+
+fn tcp_of(word: &str) -> Result<Option<Tcp>, ShimError> {
+    match word {
+        "" => Ok(None),
+        "established" => Ok(Some(Tcp::Established)),
+        "close" => Ok(Some(Tcp::Close)),
+        other => Err(ShimError::InvalidArgument(format!(
+            "{other:?} is nothing that can become of connections"
+        ))),
     }
 }
 

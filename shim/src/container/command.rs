@@ -9,6 +9,7 @@ use containerd_shim::api::{
 use containerd_shim::protos::protobuf::well_known_types::any::Any;
 use containerd_shim::protos::types::task::ProcessInfo;
 use godwit_runtime::checkpoint::Step;
+use godwit_runtime::options::Tcp;
 use tokio::sync::oneshot;
 
 use crate::error::ShimError;
@@ -21,6 +22,8 @@ pub(crate) struct DumpOrder {
     pub(crate) verdict: PathBuf,
     pub(crate) hold: Duration,
     pub(crate) drained: Option<PathBuf>,
+    /// Against what the container and the host say of connections.
+    pub(crate) tcp: Option<Tcp>,
 }
 
 /// An image for a container that was started with a ticket.

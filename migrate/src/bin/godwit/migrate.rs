@@ -15,6 +15,7 @@ use godwit_migrate::mode::Mode;
 use godwit_migrate::pages::rounds::Round;
 use godwit_migrate::phase::Phase;
 use godwit_migrate::progress::{Event, PhaseState};
+use godwit_migrate::tcp::Account;
 use http_body_util::BodyExt;
 use hyper::Method;
 use hyper::body::Incoming;
@@ -26,6 +27,9 @@ const EXIT_UNCONFIRMED: u8 = 3;
 /// The plan says no.
 pub(crate) const EXIT_REFUSED: u8 = 4;
 const EXIT_ABORTED: u8 = 130;
+
+/// Connections that a person is shown.
+const MAX_CONNECTIONS_SHOWN: usize = 20;
 
 /// An event has some kilobytes at most; a line beyond this is not the agent's.
 const MAX_LINE_BYTES: usize = 1 << 20;
@@ -340,8 +344,25 @@ fn print_report(report: &Report) -> anyhow::Result<()> {
             pre_copy.ended
         )?;
     }
+    print_connections(&mut out, &report.connections)?;
     for remark in &report.remarks {
         writeln!(out, "note: {remark}")?;
+    }
+    Ok(())
+}
+
+/// Each connection on a line; `--json` has those that are too many for a person.
+fn print_connections(out: &mut impl Write, connections: &Account) -> anyhow::Result<()> {
+    let (kept, closed) = (connections.kept, connections.closed);
+    if kept + closed == 0 {
+        return Ok(());
+    }
+    writeln!(out, "TCP connections: {kept} kept, {closed} closed")?;
+    for one in connections.list.iter().take(MAX_CONNECTIONS_SHOWN) {
+        writeln!(out, "  {one}")?;
+    }
+    if kept + closed > MAX_CONNECTIONS_SHOWN {
+        writeln!(out, "  and {} more", kept + closed - MAX_CONNECTIONS_SHOWN)?;
     }
     Ok(())
 }

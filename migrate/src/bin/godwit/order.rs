@@ -6,6 +6,7 @@ use godwit_migrate::agent::api::MigrateRequest;
 use godwit_migrate::engine::set::Choice;
 use godwit_migrate::mode::Mode;
 use godwit_migrate::options::MoveOptions;
+use godwit_migrate::tcp::TcpChoice;
 
 /// What is to go where, and how.
 #[derive(Debug, clap::Args)]
@@ -21,6 +22,10 @@ pub(crate) struct MoveOrder {
     /// Milliseconds that the container may stand still; modes pre and auto copy memory beforehand until that is in reach.
     #[arg(long, value_name = "MS")]
     downtime: Option<u32>,
+    /// What becomes of its TCP connections: `keep`, `close`, or `auto`: as the container says, else kept if the addresses
+    /// of all go along.
+    #[arg(long, default_value_t, value_parser = TcpChoice::from_str)]
+    tcp: TcpChoice,
     /// Whose container it is: docker, containerd or auto, the first that knows it.
     #[arg(long, default_value_t)]
     engine: Choice,
@@ -37,6 +42,7 @@ impl From<MoveOrder> for MigrateRequest {
             options: MoveOptions {
                 mode: order.mode,
                 downtime_ms: order.downtime,
+                tcp: order.tcp,
             },
             engine: order.engine,
             namespace: order.namespace,

@@ -77,11 +77,12 @@ impl Owner {
     /// Godwit's own Dump: held at post-dump until a verdict.
     pub(super) fn dump(&mut self, order: DumpOrder, reply: Reply<Held>) {
         // Whatever is configured, a container that moves does not also stay.
-        let leave = Layer {
+        let asked = Layer {
             leave_running: Some(false),
+            tcp: order.tcp,
             ..Layer::default()
         };
-        let (options, execs) = match self.prepare_dump(&leave, &usual_of_moves()) {
+        let (options, execs) = match self.prepare_dump(&asked, &usual_of_moves()) {
             Ok(prepared) => prepared,
             Err(error) => return drop(reply.send(Err(error))),
         };
