@@ -15,6 +15,7 @@ use std::process::{Command, Stdio};
 use nix::sched::{CloneFlags, setns};
 use serde::{Deserialize, Serialize};
 
+use crate::announce;
 use crate::control::ControlDir;
 use crate::sys;
 
@@ -133,6 +134,12 @@ pub(crate) fn cut_network(pid: i32) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Says on a container's networks that its addresses are here.
+pub(crate) fn announce_network(pid: i32) -> io::Result<()> {
+    enter_network_of(pid)?;
+    announce::all_addresses()
 }
 
 pub(crate) fn enter_network_of(pid: i32) -> io::Result<()> {

@@ -139,6 +139,22 @@ impl HoldRecord {
         Ok(is_given_back && self.traces.as_ref().is_some_and(Traces::are_left))
     }
 
+    /// Whether this was a held dump whose tasks run again.
+    fn is_given_back(&self) -> io::Result<bool> {
+        let Some(path) = &self.verdict else {
+            return Ok(false);
+        };
+        Ok(verdict::read(path)? == Some(Verdict::Aborted))
+    }
+
+    /// The container's first process, if the network namespace is its own.
+    fn init_with_own_network(&self) -> Option<i32> {
+        self.traces
+            .as_ref()
+            .filter(|_| self.own_network)
+            .map(|traces| traces.pid)
+    }
+
     fn remove_traces(&self, freezer: &Freezer) -> io::Result<()> {
         match &self.traces {
             Some(traces) if traces.are_left() => traces.remove(&freezer.processes()?),
@@ -196,6 +212,11 @@ pub fn main(called_as: &Path) -> io::Result<()> {
             (POST_RESTORE, Some(_)) | (PRE_RESUME, None) => gate::open_network(init_pid()?)?,
             _ => {}
         }
+        if action == PRE_RESUME {
+            // Not before: until CRIU has unlocked the network, what it draws would be dropped. Without it the addresses are
+            // found as well, only later.
+            let _ = init_pid().and_then(gate::announce_network);
+        }
     }
     match (action.as_str(), &record.verdict) {
         (POST_DUMP, Some(path)) => {
@@ -239,6 +260,10 @@ pub fn thawer_main(called_as: &Path, argument: &str) -> io::Result<()> {
     // A CRIU that was killed leaves the tasks frozen, with all their pages.
     while record.settle()? == Settled::PagesNeeded {
         std::thread::sleep(DRAIN_POLL_INTERVAL);
+    }
+    if let (true, Some(pid)) = (record.is_given_back()?, record.init_with_own_network()) {
+        // Another host may have announced its addresses already, as engines do when they wire a network.
+        gate::announce_network(pid)?;
     }
     Ok(())
 }

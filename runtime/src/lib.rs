@@ -2,6 +2,7 @@
 //!
 //! This crate knows no RPC, no engine and no network peer; the shim and the mover are built on it.
 
+mod announce;
 pub mod bundle;
 pub mod cgroup;
 pub mod checkpoint;
