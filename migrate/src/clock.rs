@@ -45,7 +45,7 @@ pub struct Bytes {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Outcome {
-    /// The container runs at the destination and is gone from the source.
+    /// The container runs at the destination.
     Moved,
     /// The container belongs to the destination, which has not confirmed that it runs. The source's agent keeps
     /// asking, and keeps the stopped container until then.
@@ -53,6 +53,16 @@ pub enum Outcome {
         /// What happened to the confirmation.
         reason: String,
     },
+}
+
+/// What is left of a moved container at its source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Remains {
+    /// Nothing: it was removed.
+    Nothing,
+    /// The container, stopped, with its files as they were; its engine does not start it again.
+    Stopped,
 }
 
 /// Everything a move can tell about itself when it is over.
@@ -63,12 +73,16 @@ pub struct Report {
     pub migration: String,
     /// The container's name.
     pub container: String,
+    /// Its name at the destination, if it was given another.
+    pub renamed: Option<String>,
     /// Host it left.
     pub from: String,
     /// Host it went to.
     pub to: String,
     /// How it ended.
     pub outcome: Outcome,
+    /// What is left of the container at the source.
+    pub source: Remains,
     /// From the begin of the freeze to the destination's word; `None` if that word did not come.
     pub downtime_micros: Option<u64>,
     /// From the first to the last phase.

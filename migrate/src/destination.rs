@@ -173,12 +173,12 @@ impl Destination {
     }
 
     async fn plan(&mut self) -> Result<(), Problem> {
-        let offer = match self.link.receive("offer", deadlines::PLAN).await? {
+        let mut offer = match self.link.receive("offer", deadlines::PLAN).await? {
             Message::Offer(offer) => *offer,
             other => return Err(self.link.out_of_turn(&other)),
         };
         let host = Arc::clone(&self.host);
-        let answer = self.link.during(plan::judge(&host, &offer)).await?;
+        let answer = self.link.during(plan::judge(&host, &mut offer)).await?;
         self.offer = Some(offer);
         self.image_wanted = answer.image_wanted;
         self.link.send(Message::Answer(Box::new(answer))).await?;

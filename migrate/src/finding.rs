@@ -133,6 +133,8 @@ pub enum Code {
     SharedWithContainer,
     /// A device that the engine gives it by request, such as a GPU.
     DeviceRequest,
+    /// It cannot stay at the source.
+    KeepSource,
     // -- what its processes hold
     /// Established connections on an address that stays behind.
     TcpConnections,

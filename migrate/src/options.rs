@@ -22,6 +22,10 @@ pub struct MoveOptions {
     pub downtime_ms: Option<u32>,
     /// What becomes of its TCP connections.
     pub tcp: TcpChoice,
+    /// What it is called at the destination, if not as here; inside it keeps its host name.
+    pub name: Option<String>,
+    /// The container stays at the source as well: stopped, and never started again by its engine.
+    pub keep_source: bool,
 }
 
 impl MoveOptions {

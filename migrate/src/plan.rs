@@ -151,11 +151,11 @@ pub async fn ask(link: &mut Link, offer: Offer) -> Result<Answer, Problem> {
 pub async fn answer(host: &Host, mut link: Link, versions: &[u32]) {
     let conversation = async {
         recovery::welcome(&mut link, versions).await?;
-        let offer = match link.receive("offer", deadlines::PLAN).await? {
-            Message::Offer(offer) => offer,
+        let mut offer = match link.receive("offer", deadlines::PLAN).await? {
+            Message::Offer(offer) => *offer,
             other => return Err(link.out_of_turn(&other)),
         };
-        let answer = link.during(judge(host, &offer)).await?;
+        let answer = link.during(judge(host, &mut offer)).await?;
         link.send(Message::Answer(Box::new(answer))).await
     };
     if let Err(Problem::Here(cause)) = conversation.await {
@@ -166,9 +166,18 @@ pub async fn answer(host: &Host, mut link: Link, versions: &[u32]) {
 }
 
 /// Destination: everything that speaks against this container here.
-pub async fn judge(host: &Host, offer: &Offer) -> Result<Answer, Problem> {
+///
+/// If it is to have another name, the offer is of a container of that name afterwards.
+pub async fn judge(host: &Host, offer: &mut Offer) -> Result<Answer, Problem> {
+    let engine = host.engines.of(&offer.container.engine)?;
+    let mut findings = Vec::new();
+    if let Some(name) = &offer.options.name {
+        match engine.renamed(&offer.container, name) {
+            Ok(renamed) => offer.container = renamed,
+            Err(reason) => findings.push(Finding::problem(Code::Name, reason, "choose another")),
+        }
+    }
     let container = &offer.container;
-    let engine = host.engines.of(&container.engine)?;
     let (versions, objections, image_here, storage) = tokio::join!(
         tools::ask(&host.tools),
         engine.objections(container),
@@ -176,7 +185,7 @@ pub async fn judge(host: &Host, offer: &Offer) -> Result<Answer, Problem> {
         engine.storage(),
     );
     let facts = Facts::of_this_host(&versions);
-    let mut findings = tools::objections(&versions);
+    findings.extend(tools::objections(&versions));
     findings.extend(facts::compare(&offer.source, &facts));
     findings.extend(cpu::missing(container, &offer.source.cpu_flags, &facts.cpu_flags));
     findings.extend(described::cgroups(
@@ -257,6 +266,9 @@ pub async fn look(host: &Host, container: &Container, options: &MoveOptions) -> 
         )),
     }
     findings.extend(room::memory(&host.places.run, seen.memory_bytes, 1));
+    if options.keep_source {
+        findings.extend(engine.why_not_kept(container));
+    }
     let offer = Offer {
         container: container.clone(),
         options: options.clone(),

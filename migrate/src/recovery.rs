@@ -20,6 +20,7 @@ use crate::host::Host;
 use crate::journal::{Found, Journal, Mark};
 use crate::link::Link;
 use crate::message::{Intent, Message, VERSIONS, negotiate};
+use crate::options::MoveOptions;
 use crate::pages::relay::Relay;
 use crate::phase::{Phase, Role};
 use crate::places::{MigrationId, remove_tree};
@@ -82,7 +83,7 @@ async fn recover_source(host: &Host, found: &Found) -> Result<&'static str, Stri
             drain::note_drained(host, migration).map_err(|error| error.to_string())?;
             finish_dump(host, container, None).await?;
         }
-        remove_source(host, container).await?;
+        leave_source(host, container, &found.opened.options).await?;
         remove_places(host, migration).await?;
         return Ok("committed, the container is at the destination");
     }
@@ -241,8 +242,12 @@ pub async fn undo_destination(
     remove_places(host, migration).await
 }
 
-/// Source, commit: removes the container that was given away.
-pub async fn remove_source(host: &Host, container: &Container) -> Result<(), String> {
+/// Source, commit: removes the container that was given away, or leaves it stopped where that was asked for.
+pub async fn leave_source(host: &Host, container: &Container, options: &MoveOptions) -> Result<(), String> {
+    if options.keep_source {
+        let retire = async { host.engines.of(&container.engine)?.retire(container).await };
+        return retire.await.map_err(|error| error.to_string());
+    }
     remove(host, &container.engine, &container.namespace, &container.id).await
 }
 

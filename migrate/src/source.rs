@@ -14,7 +14,7 @@ use godwit_runtime::delta::{self, Index};
 use godwit_runtime::verdict::Verdict;
 use tokio::task::{JoinHandle, spawn_blocking};
 
-use crate::clock::{Bytes, Clock, Outcome, Report};
+use crate::clock::{Bytes, Clock, Outcome, Remains, Report};
 use crate::container_log::Tail;
 use crate::deadlines;
 use crate::drain;
@@ -87,6 +87,7 @@ pub struct Source {
     hold: Hold,
     bytes: Bytes,
     outcome: Outcome,
+    remains: Remains,
     remarks: Vec<String>,
     leftovers: Vec<String>,
 }
@@ -125,6 +126,7 @@ pub async fn run(
         hold: Hold::Free,
         bytes: Bytes::default(),
         outcome: Outcome::Moved,
+        remains: Remains::Stopped,
         remarks: Vec::new(),
         leftovers: Vec::new(),
         host,
@@ -518,9 +520,13 @@ impl Source {
             Ok(other) => return self.unconfirmed(&self.link.out_of_turn(&other)),
             Err(problem) => return self.unconfirmed(&problem),
         }
-        if let Err(error) = recovery::remove_source(&self.host, &self.container).await {
-            self.remarks
-                .push(format!("{} is not removed here: {error}", self.container.name));
+        match recovery::leave_source(&self.host, &self.container, &self.options).await {
+            Ok(()) if !self.options.keep_source => self.remains = Remains::Nothing,
+            Ok(()) => {}
+            Err(error) => {
+                let name = &self.container.name;
+                self.remarks.push(format!("{name} is left here: {error}"));
+            }
         }
         self.remove_places().await;
         self.remarks.append(&mut self.leftovers);
@@ -603,7 +609,9 @@ impl Source {
             container: self.container.name,
             from: self.host.name.clone(),
             to: self.link.peer().into(),
+            renamed: self.options.name,
             outcome: self.outcome,
+            source: self.remains,
             downtime_micros: clock.downtime_micros(),
             total_micros: clock.total_micros(),
             mode: self.mode,

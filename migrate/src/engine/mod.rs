@@ -200,6 +200,17 @@ pub trait Engine: Send + Sync {
     /// policy, networks with addresses, mounts …), not started.
     async fn create(&self, container: &Container) -> Result<Created, EngineError>;
 
+    /// `container` as it is to be made under another name; its host name stays. Or why it cannot be called so.
+    fn renamed(&self, container: &Container, name: &str) -> Result<Container, String>;
+
+    /// Why a container of this engine cannot stay at the source once it has moved; `None` if it can.
+    fn why_not_kept(&self, _container: &Container) -> Option<Finding> {
+        None
+    }
+
+    /// Leaves a container whose tasks have been killed as one that is stopped; returns when the engine sees it so.
+    async fn retire(&self, container: &Container) -> Result<(), EngineError>;
+
     /// Starts what was made of `container`; returns when the engine says it runs (for a ticketed one: after the commit).
     async fn start(&self, created: &Created, container: &Container) -> Result<(), EngineError>;
 

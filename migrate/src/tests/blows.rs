@@ -1,15 +1,17 @@
 //! A move that is struck at each of its frames: cut, killed on either side, aborted.
 
 use super::world::{Blow, Strike, World};
-use crate::clock::Outcome;
+use crate::clock::{Outcome, Remains};
+use crate::options::MoveOptions;
 
 /// More frames than a move of these tests has.
 const FRAMES: usize = 40;
 
 /// Strikes at one frame, lets new agents recover, and looks who owns the container.
-async fn strike(blow: Blow, at: usize) -> bool {
+async fn strike(blow: Blow, at: usize, change: fn(&mut MoveOptions)) -> bool {
     let what = format!("{blow:?} at frame {at}");
-    let world = World::new();
+    let mut world = World::new();
+    change(&mut world.options);
     let outcome = world.migrate(Strike { at, blow }).await;
     world.recover().await;
     world.rest().await;
@@ -27,9 +29,13 @@ async fn strike(blow: Blow, at: usize) -> bool {
 
 /// Strikes at every frame, all worlds side by side; returns how many moves went through unharmed.
 async fn strike_everywhere(blow: Blow) -> usize {
+    strike_everywhere_with(blow, |_| {}).await
+}
+
+async fn strike_everywhere_with(blow: Blow, change: fn(&mut MoveOptions)) -> usize {
     let mut worlds = tokio::task::JoinSet::new();
     for at in 1..=FRAMES {
-        worlds.spawn(strike(blow, at));
+        worlds.spawn(strike(blow, at, change));
     }
     let mut unharmed = 0;
     while let Some(ended) = worlds.join_next().await {
@@ -47,7 +53,7 @@ async fn an_undisturbed_move_takes_everything_along() {
     };
     let report = world.migrate(strike).await.unwrap().unwrap();
     world.assert_at_destination("undisturbed");
-    assert_eq!(report.outcome, Outcome::Moved);
+    assert_eq!((&report.outcome, report.source), (&Outcome::Moved, Remains::Nothing));
     assert!(report.downtime_micros.unwrap() <= report.total_micros);
     assert!(
         report.bytes.image > 300_000 && report.bytes.files > 0,
@@ -76,6 +82,26 @@ async fn a_link_cut_at_any_frame_leaves_exactly_one_owner() {
 #[tokio::test]
 async fn a_source_agent_killed_at_any_frame_leaves_exactly_one_owner() {
     strike_everywhere(Blow::KillSource).await;
+}
+
+#[tokio::test]
+async fn a_source_that_keeps_its_container_keeps_it_whatever_is_killed_when() {
+    let keep = |options: &mut MoveOptions| {
+        options.keep_source = true;
+        options.name = Some("moved".into());
+    };
+    for blow in [Blow::Cut, Blow::KillSource, Blow::KillBoth] {
+        strike_everywhere_with(blow, keep).await;
+    }
+    let mut world = World::new();
+    keep(&mut world.options);
+    let undisturbed = Strike {
+        at: 0,
+        blow: Blow::None,
+    };
+    let report = world.migrate(undisturbed).await.unwrap().unwrap();
+    world.assert_at_destination("kept");
+    assert_eq!((report.source, report.renamed.as_deref()), (Remains::Stopped, Some("moved")));
 }
 
 #[tokio::test]

@@ -236,6 +236,21 @@ impl Engine for Fake {
         })
     }
 
+    fn renamed(&self, container: &Container, name: &str) -> Result<Container, String> {
+        Ok(Container {
+            name: name.into(),
+            ..container.clone()
+        })
+    }
+
+    async fn retire(&self, _container: &Container) -> Result<(), EngineError> {
+        self.engine_call("retire")?;
+        match self.tasks() {
+            Tasks::None => Ok(()),
+            other => panic!("{other:?} is not stopped"),
+        }
+    }
+
     async fn start(&self, created: &Created, _container: &Container) -> Result<(), EngineError> {
         let id = created.id.as_str();
         self.engine_call("start")?;

@@ -224,11 +224,11 @@ impl World {
             .values()
             .cloned()
             .collect();
-        assert_eq!(names, [NAME], "{what}");
-        assert!(
-            self.source.fake.containers.lock().unwrap().is_empty(),
-            "{what}: the source kept its container"
-        );
+        assert_eq!(names, [self.options.name.as_deref().unwrap_or(NAME)], "{what}");
+        let kept = self.source.fake.containers.lock().unwrap().contains_key(SOURCE_ID);
+        assert_eq!(kept, self.options.keep_source, "{what}: the source's container");
+        let armed = *self.source.fake.armed.lock().unwrap();
+        assert!(!armed, "{what}: the source would start it again");
         let fake = &self.destination.fake;
         assert_eq!(
             fs::read_to_string(fake.rootfs().join("first")).unwrap(),

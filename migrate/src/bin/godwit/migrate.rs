@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use godwit_migrate::agent::api::MigrateRequest;
-use godwit_migrate::clock::{Outcome, Report};
+use godwit_migrate::clock::{Outcome, Remains, Report};
 use godwit_migrate::failure::{Cause, Failure};
 use godwit_migrate::mode::Mode;
 use godwit_migrate::pages::rounds::Round;
@@ -313,10 +313,12 @@ fn print_report(report: &Report) -> anyhow::Result<()> {
     let sum = bytes.layers + bytes.files + bytes.log + bytes.memory + bytes.image;
     match &report.outcome {
         Outcome::Moved => {
+            let renamed = report.renamed.as_ref().map(|name| format!(" as {name}"));
+            let renamed = renamed.unwrap_or_default();
             let downtime = report.downtime_micros.unwrap_or_default() as f64 / 1000.0;
             writeln!(
                 out,
-                "{} runs on {}: {downtime:.0} ms down, {} ms in all, {} sent",
+                "{} runs on {}{renamed}: {downtime:.0} ms down, {} ms in all, {} sent",
                 report.container,
                 report.to,
                 report.total_micros / 1000,
@@ -329,6 +331,13 @@ fn print_report(report: &Report) -> anyhow::Result<()> {
              the agent keeps asking and removes it here then; see `godwit migrations` on both hosts",
             report.container, report.to, report.from, report.to
         )?,
+    }
+    if report.outcome == Outcome::Moved && report.source == Remains::Stopped {
+        writeln!(
+            out,
+            "{} stays on {}, stopped, with restart policy `no`: started there it would be a second copy",
+            report.container, report.from
+        )?;
     }
     if let Some(pre_copy) = &report.pre_copy {
         writeln!(

@@ -26,6 +26,12 @@ pub(crate) struct MoveOrder {
     /// of all go along.
     #[arg(long, default_value_t, value_parser = TcpChoice::from_str)]
     tcp: TcpChoice,
+    /// What it is called at the destination; inside it keeps its host name.
+    #[arg(long)]
+    name: Option<String>,
+    /// Leave the container here as well, stopped, instead of removing it.
+    #[arg(long)]
+    keep_source: bool,
     /// Whose container it is: docker, containerd or auto, the first that knows it.
     #[arg(long, default_value_t)]
     engine: Choice,
@@ -43,6 +49,8 @@ impl From<MoveOrder> for MigrateRequest {
                 mode: order.mode,
                 downtime_ms: order.downtime,
                 tcp: order.tcp,
+                name: order.name,
+                keep_source: order.keep_source,
             },
             engine: order.engine,
             namespace: order.namespace,

@@ -347,6 +347,28 @@ impl Engine for Containerd {
         made.map(|()| created)
     }
 
+    /// Its name is its id, so that what is made of the id is made of the new one: the snapshot's key and the cgroup.
+    fn renamed(&self, container: &Container, name: &str) -> Result<Container, String> {
+        if !is_identifier(name) {
+            return Err(format!(
+                "{name:?} is no id of a container: containerd takes letters and digits, with single separators . _ - \
+                 between them"
+            ));
+        }
+        let record = Record::of(container).map_err(|error| error.to_string())?;
+        record.renamed(container, name).map_err(|error| error.to_string())
+    }
+
+    async fn retire(&self, container: &Container) -> Result<(), EngineError> {
+        let namespace = self.namespace(&container.namespace)?;
+        if let Some(task) = namespace.task(&container.id).await? {
+            self.remove_task(namespace, &container.id).await?;
+            streams::remove(&task.stdin, &task.stdout, &task.stderr);
+        }
+        streams::remove_made(&stream_key(&container.namespace, &container.id));
+        Ok(())
+    }
+
     async fn start(&self, created: &Created, container: &Container) -> Result<(), EngineError> {
         let namespace = self.namespace(&created.namespace)?;
         let record = Record::of(container)?;

@@ -121,10 +121,7 @@ impl Record {
             streams: task.map(streams_of).unwrap_or_default(),
             image,
         };
-        let name = match namespace {
-            DEFAULT_NAMESPACE => found.id.clone(),
-            other => format!("{other}/{}", found.id),
-        };
+        let name = name_in(namespace, &found.id);
         let target = record.image.target.as_ref();
         Ok(Container {
             engine: ENGINE.to_owned(),
@@ -138,6 +135,23 @@ impl Record {
             networks: Vec::new(),
             mounts: binds(&record.spec),
             description: serde_json::to_value(&record).map_err(|error| unreadable(error.to_string()))?,
+        })
+    }
+
+    /// The container with another id, and with its own record made fit for it.
+    pub(super) fn renamed(mut self, container: &Container, id: &str) -> serde_json::Result<Container> {
+        if self.snapshot_key == container.id {
+            id.clone_into(&mut self.snapshot_key);
+        }
+        let cgroup = &mut self.spec["linux"]["cgroupsPath"];
+        if let Some(parent) = cgroup.as_str().and_then(|path| path.strip_suffix(&container.id)) {
+            *cgroup = Value::String(format!("{parent}{id}"));
+        }
+        Ok(Container {
+            id: id.to_owned(),
+            name: name_in(&container.namespace, id),
+            description: serde_json::to_value(&self)?,
+            ..container.clone()
         })
     }
 
@@ -182,6 +196,14 @@ impl Record {
     /// What containerd's restart monitor is told of it.
     pub(super) fn restart_status(&self) -> Option<&str> {
         self.labels.get(RESTART_LABEL).map(String::as_str)
+    }
+}
+
+/// How a container is asked for.
+fn name_in(namespace: &str, id: &str) -> String {
+    match namespace {
+        DEFAULT_NAMESPACE => id.to_owned(),
+        other => format!("{other}/{id}"),
     }
 }
 
@@ -273,6 +295,24 @@ pub(super) mod tests {
         assert!(container.running);
         assert_eq!(container.mounts.len(), 1, "{:?}", container.mounts);
         assert_eq!(container.mounts[0].source, "/srv/data");
+    }
+
+    #[test]
+    fn another_id_takes_its_snapshot_and_its_cgroup_along() {
+        let before = container();
+        let renamed = Record::of(&before).unwrap().renamed(&before, "web2").unwrap();
+        assert_eq!((renamed.id.as_str(), renamed.name.as_str()), ("web2", "web2"));
+        let (old, new) = (Record::of(&before).unwrap(), Record::of(&renamed).unwrap());
+        assert_eq!((old.snapshot_key.as_str(), new.snapshot_key.as_str()), ("web", "web2"));
+        assert_eq!(old.spec["linux"]["cgroupsPath"], "/default/web");
+        assert_eq!(new.spec["linux"]["cgroupsPath"], "/default/web2");
+        assert_eq!(old.spec["hostname"], new.spec["hostname"]);
+        let elsewhere = Container {
+            namespace: "birds".into(),
+            ..before
+        };
+        let renamed = old.renamed(&elsewhere, "web2").unwrap();
+        assert_eq!(renamed.name, "birds/web2");
     }
 
     #[test]

@@ -240,6 +240,36 @@ impl Engine for Docker {
         }
     }
 
+    fn renamed(&self, container: &Container, name: &str) -> Result<Container, String> {
+        if !is_name(name) {
+            return Err(format!(
+                "{name:?} is no name of a container: Docker takes letters, digits and _.- after the first"
+            ));
+        }
+        Ok(Container {
+            name: name.to_owned(),
+            ..container.clone()
+        })
+    }
+
+    fn why_not_kept(&self, container: &Container) -> Option<Finding> {
+        let is_removed = container.description["HostConfig"]["AutoRemove"] == true;
+        is_removed.then(|| {
+            Finding::problem(
+                Code::KeepSource,
+                format!("{} was started with --rm: Docker removes it when it stops", container.name),
+                "leave --keep-source away",
+            )
+        })
+    }
+
+    async fn retire(&self, container: &Container) -> Result<(), EngineError> {
+        let id = &container.id;
+        let path = format!("/containers/{}/wait?condition=not-running", container_path(id)?);
+        let answer = self.client.call(Method::POST, &path, None, CHANGE_DEADLINE).await;
+        answer.map(drop).map_err(|error| absent_container(id, error))
+    }
+
     async fn start(&self, created: &Created, _container: &Container) -> Result<(), EngineError> {
         let id = created.id.as_str();
         let path = format!("/containers/{}/start", container_path(id)?);
@@ -360,6 +390,12 @@ fn mounts(description: &Value) -> Vec<Mount> {
         .collect()
 }
 
+/// Whether Docker would call a container so.
+fn is_name(text: &str) -> bool {
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
+    text.len() > 1 && text.as_bytes()[0].is_ascii_alphanumeric() && text.bytes().all(fits)
+}
+
 /// A container's name or id, fit to stand in a path. Any other text names no container.
 fn container_path(container: &str) -> Result<&str, EngineError> {
     let name = container.trim_start_matches('/');
@@ -443,6 +479,27 @@ mod tests {
     fn only_a_policy_that_restarts_is_put_back() {
         assert_eq!(restart_policy(&container(MACVLAN)).unwrap()["Name"], "always");
         assert_eq!(restart_policy(&container(DEFAULT_BRIDGE)), None);
+    }
+
+    #[test]
+    fn another_name_changes_the_name_only() {
+        let docker = Docker::new("/nonexistent".into());
+        let before = container(MACVLAN);
+        let renamed = docker.renamed(&before, "web-2").unwrap();
+        assert_eq!(renamed.name, "web-2");
+        assert_eq!(renamed.description, before.description, "with the host name");
+        for name in ["", "x", "-web", "a/b", "a b", "/web", "wéb"] {
+            assert!(docker.renamed(&before, name).is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_container_that_docker_removes_by_itself_cannot_be_kept() {
+        let docker = Docker::new("/nonexistent".into());
+        let mut kept = container(MACVLAN);
+        assert_eq!(docker.why_not_kept(&kept), None);
+        kept.description["HostConfig"]["AutoRemove"] = true.into();
+        assert!(docker.why_not_kept(&kept).unwrap().is_problem());
     }
 
     #[test]
