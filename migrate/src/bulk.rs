@@ -10,6 +10,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::sync::mpsc;
 
+use crate::bandwidth::Pacer;
 use crate::frame::{CHUNK_BYTES, Frame};
 use crate::progress::Transfer;
 
@@ -30,16 +31,18 @@ pub enum Part {
 pub struct ChunkWriter {
     outgoing: mpsc::Sender<Frame>,
     transfer: Arc<Transfer>,
+    pacer: Pacer,
     buffer: Vec<u8>,
     total: u64,
 }
 
 impl ChunkWriter {
-    /// Writes into the queue of a link.
-    pub fn new(outgoing: mpsc::Sender<Frame>, transfer: Arc<Transfer>) -> Self {
+    /// Writes into the queue of a link, as fast as `pacer` lets it.
+    pub fn new(outgoing: mpsc::Sender<Frame>, transfer: Arc<Transfer>, pacer: Pacer) -> Self {
         Self {
             outgoing,
             transfer,
+            pacer,
             buffer: Vec::with_capacity(CHUNK_BYTES),
             total: 0,
         }
@@ -75,6 +78,8 @@ impl Write for ChunkWriter {
         }
         let chunk = std::mem::replace(&mut self.buffer, Vec::with_capacity(CHUNK_BYTES));
         self.total += chunk.len() as u64;
+        // Before the queue, not behind it: heartbeats pass while this waits.
+        self.pacer.take_blocking(chunk.len() as u64);
         self.transfer.add(chunk.len() as u64);
         self.push(Frame::Chunk(chunk))
     }

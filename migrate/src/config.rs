@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use rustls::pki_types::DnsName;
 use serde::Deserialize;
 
+use crate::bandwidth::Bandwidth;
 use crate::host::DEFAULT_HOLD;
 
 /// What one agent is told by its operator.
@@ -40,6 +41,8 @@ pub struct AgentConfig {
     /// How long a container of this host is held still for a move before it runs on here by itself.
     #[serde(default = "default_hold_seconds")]
     pub hold_seconds: u64,
+    /// What all moves from this host together send at most, if that is bounded.
+    pub bandwidth: Option<Bandwidth>,
 }
 
 /// Another host.
@@ -192,6 +195,7 @@ address = "10.77.0.12:4690"
         assert_eq!(config.peers["hb"].address, "10.77.0.12:4690");
         assert_eq!(config.state_dir, Path::new("/var/lib/godwit"));
         assert_eq!(config.run_dir, Path::new("/run/godwit"));
+        assert_eq!(config.bandwidth, None);
     }
 
     #[test]
@@ -201,6 +205,14 @@ address = "10.77.0.12:4690"
             error.starts_with("FILE, line 5: unknown field `docker_sock`"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn a_bound_on_what_is_sent_is_a_rate() {
+        let with = |rate: &str| load(&WHOLE.replace("[peers", &format!("bandwidth = {rate}\n[peers")));
+        assert_eq!(with("\"1G\"").unwrap().bandwidth, Some("1G".parse().unwrap()));
+        let error = with("\"fast\"").unwrap_err();
+        assert!(error.contains("line 7") && error.contains("such as 100M"), "{error}");
     }
 
     #[test]

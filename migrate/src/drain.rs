@@ -16,6 +16,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 
 use crate::deadlines;
+use crate::bandwidth::Pacer;
 use crate::engine::{Container, Created};
 use crate::failure::{Cause, Failure, Problem};
 use crate::frame::{self, Frame};
@@ -24,15 +25,16 @@ use crate::message::{Message, PageStream, VERSIONS, negotiate};
 use crate::pages::memory::Memory;
 use crate::pages::relay::Relay;
 use crate::pages::serve::{self, Offering, Pages};
+use crate::options::MoveOptions;
 use crate::phase::{Phase, Role};
 use crate::places::MigrationId;
 use crate::progress::Transfer;
 use crate::recovery;
 
 /// Source: the pages that the lazy dump in `image` has left in the tasks of the container whose first process is `init`.
-pub async fn open(image: &Path, init: u32, transfer: Arc<Transfer>) -> io::Result<Pages> {
+pub async fn open(image: &Path, init: u32, transfer: Arc<Transfer>, pacer: Pacer) -> io::Result<Pages> {
     let image = image.to_owned();
-    spawn_blocking(move || Ok(Pages::new(Memory::open(&image, init)?, transfer)))
+    spawn_blocking(move || Ok(Pages::new(Memory::open(&image, init)?, transfer, pacer)))
         .await
         .map_err(io::Error::other)?
 }
@@ -47,6 +49,7 @@ pub async fn offer_again(
     host: &Host,
     migration: &MigrationId,
     container: &Container,
+    options: &MoveOptions,
 ) -> Result<Option<Offering>, String> {
     let image = host.places.image(migration);
     let is_lazy = Manifest::read(&image)
@@ -63,7 +66,7 @@ pub async fn offer_again(
     // Without a shim there are no tasks: whatever of their memory had not gone over is lost.
     let Some(shim) = shim else { return Ok(None) };
     let view = shim.inspect().await.map_err(|error| error.to_string())?;
-    let pages = open(&image, view.pid, Arc::default())
+    let pages = open(&image, view.pid, Arc::default(), host.pacer(options))
         .await
         .map_err(|error| format!("finding the memory of the frozen tasks: {error}"))?;
     let offering = host.board.expect(migration);

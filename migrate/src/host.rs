@@ -10,9 +10,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use crate::bandwidth::{Bucket, Pacer};
 use crate::engine::set::Engines;
 use crate::failure::Cause;
 use crate::link::Link;
+use crate::options::MoveOptions;
 use crate::pages::serve::Board;
 use crate::places::Places;
 use crate::shim::Shims;
@@ -74,8 +76,18 @@ pub struct Host {
     pub tools: Tools,
     /// Finds the writable layer of a mounted root; `godwit_runtime::delta::upper_dir` on a real host.
     pub upper_dir: fn(&Path) -> io::Result<PathBuf>,
+    /// What all moves of this host together send at most, if that is bounded.
+    pub cap: Option<Arc<Bucket>>,
     /// How long a container is held frozen before it runs on by itself, whoever is dead by then.
     pub hold: Duration,
+}
+
+impl Host {
+    /// What a move from here with these options is bound by. All of its streams share one.
+    pub fn pacer(&self, options: &MoveOptions) -> Pacer {
+        let own = options.bandwidth.map(|bandwidth| Arc::new(Bucket::new(bandwidth)));
+        Pacer::new(own.into_iter().chain(self.cap.clone()))
+    }
 }
 
 /// The default of [`Host::hold`]: two minutes carry 14 GB over a 1 Gbit/s link; longer, and a user would rather have

@@ -17,6 +17,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::bandwidth::Pacer;
 use crate::bulk::{ChunkReader, ChunkWriter, Part};
 use crate::failure::{Cause, Problem};
 use crate::frame::{self, CHUNK_BYTES, Frame, FrameError};
@@ -49,6 +50,7 @@ pub struct Link {
     outgoing: mpsc::Sender<Frame>,
     incoming: mpsc::Receiver<Result<Frame, String>>,
     transfer: Arc<Transfer>,
+    pacer: Pacer,
     writer: JoinHandle<()>,
     _reader: AbortOnDropHandle<()>,
     dead: CancellationToken,
@@ -72,6 +74,7 @@ impl Link {
             outgoing,
             incoming,
             transfer: Arc::default(),
+            pacer: Pacer::default(),
             writer: tokio::spawn(write_frames(
                 write_half,
                 to_write,
@@ -87,6 +90,11 @@ impl Link {
     /// Counts the bytes of bulk streams in `transfer` from here on.
     pub fn count_in(&mut self, transfer: Arc<Transfer>) {
         self.transfer = transfer;
+    }
+
+    /// Bounds what bulk streams send from here on.
+    pub fn pace_by(&mut self, pacer: Pacer) {
+        self.pacer = pacer;
     }
 
     /// The other agent's host.
@@ -146,7 +154,8 @@ impl Link {
         P: FnOnce(&mut dyn Write) -> Result<T, Problem> + Send + 'static,
     {
         self.send(Message::Bulk { purpose }).await?;
-        let mut writer = ChunkWriter::new(self.outgoing.clone(), Arc::clone(&self.transfer));
+        let transfer = Arc::clone(&self.transfer);
+        let mut writer = ChunkWriter::new(self.outgoing.clone(), transfer, self.pacer.clone());
         let peer = self.peer.clone();
         let task = spawn_blocking(move || {
             let value = produce(&mut writer)?;
@@ -166,6 +175,7 @@ impl Link {
     ) -> Result<u64, Problem> {
         self.send(Message::Bulk { purpose }).await?;
         let (outgoing, transfer) = (self.outgoing.clone(), Arc::clone(&self.transfer));
+        let pacer = self.pacer.clone();
         let peer = self.peer.clone();
         let gone = |_| Problem::Here(lost(&peer, "it was closed"));
         self.during(async {
@@ -183,6 +193,7 @@ impl Link {
                     break;
                 }
                 total += chunk.len() as u64;
+                pacer.take(chunk.len() as u64).await;
                 transfer.add(chunk.len() as u64);
                 outgoing.send(Frame::Chunk(chunk)).await.map_err(gone)?;
             }

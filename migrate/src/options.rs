@@ -4,10 +4,12 @@
 //! written down once and a restarted agent knows it too. What an option does stands where it is done; here is only what can
 //! be asked for.
 
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::bandwidth::Bandwidth;
 use crate::mode::Mode;
 use crate::pages::rounds::DEFAULT_DOWNTIME;
 use crate::tcp::TcpChoice;
@@ -26,6 +28,10 @@ pub struct MoveOptions {
     pub name: Option<String>,
     /// The container stays at the source as well: stopped, and never started again by its engine.
     pub keep_source: bool,
+    /// It is given up if it has not committed after so many seconds.
+    pub timeout_seconds: Option<NonZeroU32>,
+    /// What all of its streams together send at most.
+    pub bandwidth: Option<Bandwidth>,
 }
 
 impl MoveOptions {

@@ -67,7 +67,7 @@ async fn recover_source(host: &Host, found: &Found) -> Result<&'static str, Stri
     {
         // Only what the destination confirms is removed: until then this host has the last copy of the files, and may
         // have pages of memory that are needed there.
-        let offering = drain::offer_again(host, migration, container).await?;
+        let offering = drain::offer_again(host, migration, container, &found.opened.options).await?;
         if offering.is_none() {
             finish_dump(host, container, None).await?;
         }

@@ -5,8 +5,9 @@
 //! report, and nothing is undone. This module does not know what a phase does.
 
 use std::future::Future;
+use std::num::NonZeroU32;
 use std::pin::Pin;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::failure::{Cause, Failure, Problem};
 use crate::phase::{Phase, Role};
@@ -45,6 +46,11 @@ pub trait Side: Sized + Send + 'static {
     /// Makes, or learns, the decision: `Ok` is commit, from which there is no way back. Never dropped half-way.
     fn decide(&mut self) -> Boxed<'_, Result<(), Problem>>;
 
+    /// When this side gives up what is not decided by then.
+    fn deadline(&self) -> Option<Deadline> {
+        None
+    }
+
     /// Tells the peer that this side gives up; best effort, must not wait.
     fn tell_failure(&mut self, failure: &Failure);
 
@@ -58,15 +64,42 @@ pub trait Side: Sized + Send + 'static {
     fn take_leftovers(&mut self) -> Vec<String>;
 }
 
+/// An end that a user has set to a move.
+#[derive(Clone, Copy, Debug)]
+pub struct Deadline {
+    at: Instant,
+    seconds: NonZeroU32,
+}
+
+impl Deadline {
+    /// So many seconds from now.
+    pub fn after(seconds: NonZeroU32) -> Self {
+        Self {
+            at: Instant::now() + Duration::from_secs(seconds.get().into()),
+            seconds,
+        }
+    }
+}
+
+/// Returns when the deadline has passed; never without one.
+async fn passed(deadline: Option<Deadline>) -> Problem {
+    let Some(Deadline { at, seconds }) = deadline else {
+        return std::future::pending().await;
+    };
+    tokio::time::sleep_until(at.into()).await;
+    Problem::failed(format!("not committed within {seconds} s, as was asked for (--timeout)"))
+}
+
 /// Runs one side through all its phases. On `Err` everything that this side did is undone.
 pub async fn run<S: Side>(side: &mut S) -> Result<(), Failure> {
     for (index, row) in S::UNDOABLE.iter().enumerate() {
         let began = begin(side, row.phase);
-        let abort = side.observer().abort.clone();
+        let (abort, deadline) = (side.observer().abort.clone(), side.deadline());
         let outcome = tokio::select! {
             // An abort that was asked for before the phase must not let it begin.
             biased;
             () = abort.cancelled() => Err(Problem::Here(Cause::Aborted)),
+            problem = passed(deadline) => Err(problem),
             outcome = (row.forward)(side) => outcome,
         };
         end(side, row.phase, began, outcome.is_ok());

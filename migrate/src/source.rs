@@ -14,6 +14,7 @@ use godwit_runtime::delta::{self, Index};
 use godwit_runtime::verdict::Verdict;
 use tokio::task::{JoinHandle, spawn_blocking};
 
+use crate::bandwidth::Pacer;
 use crate::clock::{Bytes, Clock, Outcome, Remains, Report};
 use crate::container_log::Tail;
 use crate::deadlines;
@@ -37,7 +38,7 @@ use crate::plan;
 use crate::precopy::{PreCopy, Rest, Rounds};
 use crate::progress::Observer;
 use crate::recovery;
-use crate::run::{self, Boxed, ForwardRow, Row, Side};
+use crate::run::{self, Boxed, Deadline, ForwardRow, Row, Side};
 use crate::shim::{DumpOrder, ShimClient};
 use crate::tcp::{Account, Treatment};
 
@@ -82,6 +83,8 @@ pub struct Source {
     rest: Rest,
     rounds: Option<Rounds>,
     pre_copy: Option<PreCopy>,
+    pacer: Pacer,
+    deadline: Option<Deadline>,
     offering: Option<Offering>,
     memory: Option<Figures>,
     hold: Hold,
@@ -104,6 +107,8 @@ pub async fn run(
     options: MoveOptions,
 ) -> Result<Report, Failure> {
     link.count_in(observer.transfer());
+    let pacer = host.pacer(&options);
+    link.pace_by(pacer.clone());
     let mut source = Source {
         clock: Clock::start(Role::Source),
         journal: None,
@@ -117,7 +122,9 @@ pub async fn run(
         image_wanted: false,
         mode: options.mode,
         downtime: options.downtime(),
+        deadline: options.timeout_seconds.map(Deadline::after),
         options,
+        pacer,
         rest: Rest::Now,
         rounds: None,
         pre_copy: None,
@@ -188,6 +195,10 @@ impl Side for Source {
 
     fn decide(&mut self) -> Boxed<'_, Result<(), Problem>> {
         Box::pin(self.write_verdict())
+    }
+
+    fn deadline(&self) -> Option<Deadline> {
+        self.deadline
     }
 
     fn tell_failure(&mut self, failure: &Failure) {
@@ -360,7 +371,7 @@ impl Source {
         self.clock.extend(steps);
         if self.offering.is_some() {
             let since = Instant::now();
-            let mut pages = drain::open(&image, self.init, self.observer.transfer())
+            let mut pages = drain::open(&image, self.init, self.observer.transfer(), self.pacer.clone())
                 .await
                 .map_err(|error| Problem::io("finding the memory of the frozen tasks", &error))?;
             self.clock.step("open-memory", since);

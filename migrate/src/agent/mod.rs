@@ -20,6 +20,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::bandwidth::Bucket;
 use crate::config::AgentConfig;
 use crate::engine::containerd::Containerd;
 use crate::engine::docker::Docker;
@@ -115,6 +116,7 @@ pub async fn run(config: AgentConfig, stop: CancellationToken) -> Result<(), Age
             places,
             tools: Tools::default(),
             upper_dir: delta::upper_dir,
+            cap: config.bandwidth.map(|bandwidth| Arc::new(Bucket::new(bandwidth))),
             hold: Duration::from_secs(config.hold_seconds),
         }),
         tls: config.tls,

@@ -21,6 +21,7 @@ use super::codec::{self, Packing};
 use super::memory::Memory;
 use super::schedule::{Run, Schedule};
 use super::turn::Turn;
+use crate::bandwidth::Pacer;
 use crate::places::MigrationId;
 use crate::progress::Transfer;
 
@@ -38,17 +39,19 @@ pub struct Pages {
     chooser: Mutex<Chooser>,
     turn: Mutex<Turn>,
     transfer: Arc<Transfer>,
+    pacer: Pacer,
 }
 
 impl Pages {
-    /// Pages to be sent, counted in `transfer`.
-    pub fn new(memory: Memory, transfer: Arc<Transfer>) -> Self {
+    /// Pages to be sent as fast as `pacer` lets them, counted in `transfer`.
+    pub fn new(memory: Memory, transfer: Arc<Transfer>, pacer: Pacer) -> Self {
         Self {
             schedule: Mutex::new(Schedule::new(memory.tasks())),
             chooser: Mutex::new(Chooser::new(Instant::now())),
             turn: Mutex::default(),
             memory,
             transfer,
+            pacer,
         }
     }
 
@@ -177,6 +180,7 @@ pub async fn push(mut stream: impl AsyncRead + AsyncWrite + Unpin, pages: Arc<Pa
     };
     while let Some((content, batch)) = to_write.recv().await {
         let batch: Vec<u8> = batch;
+        pages.pacer.take(batch.len() as u64).await;
         stream.write_all(&batch).await?;
         stream.flush().await?;
         locked(&pages.chooser).note(content, Instant::now());
@@ -250,6 +254,11 @@ pub async fn answer(stream: impl AsyncRead + AsyncWrite + Unpin, pages: Arc<Page
         if let Some(run) = found {
             out.clear();
             pages.pack(run, Packing::None, &mut buffer, &mut out)?;
+            match header.kind {
+                // A task waits for it: what is sent unasked makes room.
+                Kind::Urgent => pages.pacer.note(out.len() as u64),
+                _ => pages.pacer.take(out.len() as u64).await,
+            }
             output.write_all(&out).await?;
             output.flush().await?;
             pages.transfer.add(out.len() as u64);

@@ -380,6 +380,7 @@ impl Place {
                 soft_dirty: || true,
             },
             upper_dir: |rootfs| Ok(rootfs.to_owned()),
+            cap: None,
             hold: HOLD,
         };
         Self {

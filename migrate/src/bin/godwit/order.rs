@@ -1,8 +1,10 @@
 //! The arguments of `godwit migrate` and `godwit plan`: what is to go where, and how.
 
+use std::num::NonZeroU32;
 use std::str::FromStr;
 
 use godwit_migrate::agent::api::MigrateRequest;
+use godwit_migrate::bandwidth::Bandwidth;
 use godwit_migrate::engine::set::Choice;
 use godwit_migrate::mode::Mode;
 use godwit_migrate::options::MoveOptions;
@@ -32,6 +34,12 @@ pub(crate) struct MoveOrder {
     /// Leave the container here as well, stopped, instead of removing it.
     #[arg(long)]
     keep_source: bool,
+    /// Give up, and let the container run on here, if the move has not committed after so many seconds.
+    #[arg(long, value_name = "SECONDS")]
+    timeout: Option<NonZeroU32>,
+    /// What the move sends at most, in bits per second: 100M, 2G.
+    #[arg(long, value_name = "RATE")]
+    bandwidth: Option<Bandwidth>,
     /// Whose container it is: docker, containerd or auto, the first that knows it.
     #[arg(long, default_value_t)]
     engine: Choice,
@@ -51,6 +59,8 @@ impl From<MoveOrder> for MigrateRequest {
                 tcp: order.tcp,
                 name: order.name,
                 keep_source: order.keep_source,
+                timeout_seconds: order.timeout,
+                bandwidth: order.bandwidth,
             },
             engine: order.engine,
             namespace: order.namespace,
