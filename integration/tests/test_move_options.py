@@ -3,7 +3,7 @@
 import json
 
 from lab.hosts import Host
-from tests.moving import MoveTest
+from tests.moving import FORGETFUL_REDIS, MoveTest
 from tests.test_move_containerd import COUNTER, CtrMoveTest
 from tests.test_move_refusals import FAILED, REFUSED
 
@@ -142,3 +142,101 @@ class KeptByContainerd(CtrMoveTest):
         self.assertEqual(record, kept)
         self.assertNotEqual("running", self.labels(name, self.ha).get("containerd.io/restart.status"))
         self.assertIn(name, self.ctr("snapshots", "ls").stdout)
+
+
+# Writes two files of its root all the time, over what they hold.
+CHURN_MIB = 8
+CHURN_BYTES = CHURN_MIB << 20
+CHURN = ("sh", "-c", f"while :; do for n in 0 1; do dd if=/dev/urandom of=/churn.$n bs=1M count={CHURN_MIB} conv=notrunc; done; done")
+
+
+class Bounded(MoveTest):
+    """Moves with an end in time, or a rate; nothing is said of how fast they may be, only of how slow they must be."""
+
+    def start_churn(self) -> str:
+        """A container whose files never come to rest."""
+        self.image("busybox", self.hb)
+        name = self.start("busybox", *CHURN, options=("--network", "none"))
+        self.addCleanup(lambda: self.docker("rm", "--force", name, host=self.hb, check=False))
+        self.soon("files", lambda: self.docker("exec", name, "test", "-s", "/churn.1", check=False).returncode == 0)
+        return name
+
+    def sent(self, report: dict) -> int:
+        """Bytes of all streams."""
+        memory = report["memory"]["wire"] if report["memory"] else 0
+        return sum(report["bytes"].values()) + memory
+
+    def test_a_move_stays_below_its_rate_in_every_mode(self) -> None:
+        self.needs_moves()
+        for mode in ("stop", "post"):
+            with self.subTest(mode=mode):
+                name = self.start_redis(command=FORGETFUL_REDIS)
+                self.fill(24 << 20)
+                report = self.bounded(name, "--bandwidth", "40M", "--mode", mode)
+                seconds = report["total_micros"] / 1e6
+                self.assertGreater(self.sent(report), 24 << 20, "its memory")
+                self.assertLess(self.sent(report) * 8 / seconds, 40e6 * 1.05)
+                self.docker("rm", "--force", name, host=self.hb)
+
+    def bounded(self, name: str, *options: str) -> dict:
+        """The report of a move that must succeed."""
+        move = self.begin_move(name, options=options).end()
+        self.assertEqual(0, move.code, move.said)
+        return move.events[-1]["report"]
+
+    def test_the_agents_rate_binds_a_move_that_asked_for_none(self) -> None:
+        self.needs_moves()
+        with self.agent_file(self.ha, "/etc/godwit/agent.toml", lambda text: f'bandwidth = "40M"\n{text}'):
+            name = self.start_churn()
+            report = self.bounded(name)
+            self.assertGreater(report["bytes"]["files"], 2 * CHURN_BYTES)
+            self.assertLess(self.sent(report) * 8 / (report["total_micros"] / 1e6), 40e6 * 1.05)
+
+    def test_a_move_that_takes_too_long_is_given_up_cleanly_and_one_that_does_not_is_not(self) -> None:
+        self.needs_moves()
+        name = self.start_churn()
+        unmoved = self.unmoved(name)
+        # a round alone takes six seconds
+        move = self.begin_move(name, options=("--timeout", "3", "--bandwidth", "10M")).end()
+        self.assertEqual(FAILED, move.code, move.said)
+        self.assertIn("not committed within 3 s", move.message)
+        self.assertGreater(move.seconds, 3)
+        unmoved()
+        self.bounded(name, "--timeout", "80")
+
+    def test_a_timeout_amid_the_freeze_lets_the_container_run_on(self) -> None:
+        self.needs_moves()
+        name = self.start_redis()
+        client = self.start_load()
+        unmoved = self.unmoved(name)
+        self.criu_that('case "$*" in swrk*) sleep 20;; esac')
+        move = self.begin_move(name, options=("--timeout", "6")).end()
+        self.assertEqual(FAILED, move.code, move.said)
+        self.assertEqual("restore", next(event["phase"] for event in move.events if event.get("state") == "failed"))
+        self.goes_on(client)
+        self.kept_all(client)
+        unmoved()
+
+    def test_a_timeout_after_the_commit_changes_nothing(self) -> None:
+        self.needs_moves()
+        name = self.start_redis(command=FORGETFUL_REDIS)
+        self.fill(24 << 20)
+        # the memory alone, which follows after the commit, takes five seconds
+        report = self.bounded(name, "--timeout", "4", "--bandwidth", "40M", "--mode", "post")
+        self.assertEqual("moved", report["outcome"])
+        self.assertGreater(report["total_micros"], 4_000_000)
+
+    def test_a_move_that_is_hurried_freezes_after_the_round_that_is_under_way(self) -> None:
+        self.needs_moves()
+        name = self.start_churn()
+        move = self.begin_move(name, options=("--bandwidth", "40M"))
+        move.until_sent(1 << 20)
+        migration = move.events[0]["migration"]
+        self.ha.run("godwit", "force-complete", migration)
+        self.assertEqual(0, move.end().code, move.said)
+        # both files at first, and both in the freeze; without the word there were three rounds more
+        self.assertLess(move.events[-1]["report"]["bytes"]["files"], 5 * CHURN_BYTES)
+        self.assertEqual("running", self.containers(self.hb)[name])
+        unknown = self.ha.run("godwit", "force-complete", migration, check=False)
+        self.assertEqual(FAILED, unknown.returncode)
+        self.assertIn(f"no migration {migration} from this host is under way", unknown.stderr)

@@ -41,12 +41,22 @@ impl FromStr for Bandwidth {
             Some((_, factor)) => (&text[..text.len() - 1], *factor),
             None => (text, 1),
         };
-        let number = digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse::<u64>());
-        let Some(bits) = number.and_then(Result::ok).and_then(|number| number.checked_mul(factor)) else {
-            return Err(format!("{text:?} is no rate: write bits per second, such as 100M or 2G"));
+        let number = digits
+            .bytes()
+            .all(|byte| byte.is_ascii_digit())
+            .then(|| digits.parse::<u64>());
+        let Some(bits) = number
+            .and_then(Result::ok)
+            .and_then(|number| number.checked_mul(factor))
+        else {
+            return Err(format!(
+                "{text:?} is no rate: write bits per second, such as 100M or 2G"
+            ));
         };
         if bits < MIN_BITS {
-            return Err(format!("{text:?} is too low a rate: 1M, a million bits per second, is the lowest"));
+            return Err(format!(
+                "{text:?} is too low a rate: 1M, a million bits per second, is the lowest"
+            ));
         }
         Ok(Self(bits))
     }
@@ -161,7 +171,10 @@ mod tests {
         for (takes, bytes) in [(10, 1_000_000), (1000, 10_000), (1, 10_000_000)] {
             let took = last_of(&bucket(), takes, bytes, Instant::now());
             let expected = 10 * SECOND - BURST;
-            assert!(took.abs_diff(expected) < Duration::from_millis(1), "{takes}: {took:?}");
+            assert!(
+                took.abs_diff(expected) < Duration::from_millis(1),
+                "{takes}: {took:?}"
+            );
         }
     }
 
@@ -202,7 +215,19 @@ mod tests {
             assert_eq!(text.parse::<Bandwidth>().unwrap().to_string(), text);
         }
         assert_eq!("1000M".parse::<Bandwidth>().unwrap().to_string(), "1G");
-        for wrong in ["", "M", "fast", "-1M", "+1M", "1.5G", "100m", "100MB", "99999999999G", "999K", "0"] {
+        for wrong in [
+            "",
+            "M",
+            "fast",
+            "-1M",
+            "+1M",
+            "1.5G",
+            "100m",
+            "100MB",
+            "99999999999G",
+            "999K",
+            "0",
+        ] {
             assert!(wrong.parse::<Bandwidth>().is_err(), "{wrong}");
         }
         let json = serde_json::to_string(&"100M".parse::<Bandwidth>().unwrap()).unwrap();

@@ -212,7 +212,10 @@ address = "10.77.0.12:4690"
         let with = |rate: &str| load(&WHOLE.replace("[peers", &format!("bandwidth = {rate}\n[peers")));
         assert_eq!(with("\"1G\"").unwrap().bandwidth, Some("1G".parse().unwrap()));
         let error = with("\"fast\"").unwrap_err();
-        assert!(error.contains("line 7") && error.contains("such as 100M"), "{error}");
+        assert!(
+            error.contains("line 7") && error.contains("such as 100M"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -85,7 +85,9 @@ pub struct Host {
 impl Host {
     /// What a move from here with these options is bound by. All of its streams share one.
     pub fn pacer(&self, options: &MoveOptions) -> Pacer {
-        let own = options.bandwidth.map(|bandwidth| Arc::new(Bucket::new(bandwidth)));
+        let own = options
+            .bandwidth
+            .map(|bandwidth| Arc::new(Bucket::new(bandwidth)));
         Pacer::new(own.into_iter().chain(self.cap.clone()))
     }
 }

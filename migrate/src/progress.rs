@@ -89,6 +89,8 @@ pub struct Observer {
     transfer: Arc<Transfer>,
     /// Cancelled when somebody wants the move to be given up; heeded up to the commit.
     pub abort: CancellationToken,
+    /// Cancelled when somebody wants the move to wait no longer for its rounds to get small.
+    pub hurry: CancellationToken,
 }
 
 /// Byte counters that viewers read whenever they like.
@@ -122,6 +124,7 @@ impl Observer {
             phase: Arc::default(),
             transfer: Arc::default(),
             abort,
+            hurry: CancellationToken::new(),
         };
         (observer, receiver)
     }

@@ -87,7 +87,9 @@ async fn passed(deadline: Option<Deadline>) -> Problem {
         return std::future::pending().await;
     };
     tokio::time::sleep_until(at.into()).await;
-    Problem::failed(format!("not committed within {seconds} s, as was asked for (--timeout)"))
+    Problem::failed(format!(
+        "not committed within {seconds} s, as was asked for (--timeout)"
+    ))
 }
 
 /// Runs one side through all its phases. On `Err` everything that this side did is undone.

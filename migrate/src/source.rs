@@ -310,7 +310,7 @@ impl Source {
             other => return Err(self.link.out_of_turn(&other)),
         }
         for _ in 0..MAX_SYNC_ROUNDS {
-            if self.send_files().await? < SMALL_ROUND_BYTES {
+            if self.send_files().await? < SMALL_ROUND_BYTES || self.observer.hurry.is_cancelled() {
                 break;
             }
         }

@@ -1,7 +1,8 @@
 //! The local API: HTTP and JSON on a unix socket. What the command line does goes through it, and so can others.
 //!
 //! `POST /v1/migrations` begins a move and answers with its events, one JSON object a line; the last is the report or
-//! the error. A client that goes away does not end the move: `DELETE /v1/migrations/ID` does, up to the commit.
+//! the error. A client that goes away does not end the move: `DELETE /v1/migrations/ID` does, up to the commit, and
+//! `POST /v1/migrations/ID/force-complete` has it freeze the container now.
 //! `POST /v1/plan` answers what such a move would find, and `GET /v1/doctor` how this host is, both without touching anything.
 
 use std::convert::Infallible;
@@ -108,6 +109,7 @@ pub async fn serve(agent: Arc<Agent>, listener: UnixListener) {
         .route("/v1/containers/{name}", get(container))
         .route("/v1/migrations", post(migrate).get(migrations))
         .route("/v1/migrations/{id}", delete(abort))
+        .route("/v1/migrations/{id}/force-complete", post(force_complete))
         .route("/v1/plan", post(plan))
         .route("/v1/doctor", get(doctor))
         .route("/v1/doctor/{peer}", get(doctor_with_peer))
@@ -182,6 +184,21 @@ async fn abort(State(agent): State<Arc<Agent>>, Path(id): Path<String>) -> Resul
         Err(Refusal(
             StatusCode::NOT_FOUND,
             format!("no migration {migration} is under way"),
+        ))
+    }
+}
+
+async fn force_complete(
+    State(agent): State<Arc<Agent>>,
+    Path(id): Path<String>,
+) -> Result<StatusCode, Refusal> {
+    let migration = MigrationId::try_from(id).map_err(|error| Refusal(StatusCode::NOT_FOUND, error))?;
+    if agent.registry.hurry(&migration) {
+        Ok(StatusCode::ACCEPTED)
+    } else {
+        Err(Refusal(
+            StatusCode::NOT_FOUND,
+            format!("no migration {migration} from this host is under way"),
         ))
     }
 }

@@ -121,6 +121,17 @@ impl Registry {
         live.is_some()
     }
 
+    /// Asks a move from this host to freeze its container now, instead of after more rounds; false if there is none of that
+    /// name. One that is frozen already pays no heed to it.
+    pub fn hurry(&self, migration: &MigrationId) -> bool {
+        let table = self.table();
+        let live = table.live.get(migration).filter(|live| live.role == Role::Source);
+        if let Some(live) = live {
+            live.observer.hurry.cancel();
+        }
+        live.is_some()
+    }
+
     /// All moves under way.
     pub fn views(&self) -> Vec<MigrationView> {
         let table = self.table();
@@ -179,9 +190,17 @@ mod tests {
             .unwrap();
         assert!(!registry.abort(&other));
         assert!(!observer.abort.is_cancelled());
+        assert!(registry.hurry(&migration) && observer.hurry.is_cancelled());
+        assert!(!observer.abort.is_cancelled());
         assert!(registry.abort(&migration));
         assert!(observer.abort.is_cancelled());
         drop(listing);
+        assert!(!registry.hurry(&migration));
+        let arriving = registry
+            .list(&other, Role::Destination, "", "hb", &observer)
+            .unwrap();
+        assert!(!registry.hurry(&other), "only its source can");
+        drop(arriving);
         assert!(registry.views().is_empty());
     }
 }

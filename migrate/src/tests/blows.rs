@@ -53,7 +53,10 @@ async fn an_undisturbed_move_takes_everything_along() {
     };
     let report = world.migrate(strike).await.unwrap().unwrap();
     world.assert_at_destination("undisturbed");
-    assert_eq!((&report.outcome, report.source), (&Outcome::Moved, Remains::Nothing));
+    assert_eq!(
+        (&report.outcome, report.source),
+        (&Outcome::Moved, Remains::Nothing)
+    );
     assert!(report.downtime_micros.unwrap() <= report.total_micros);
     assert!(
         report.bytes.image > 300_000 && report.bytes.files > 0,
@@ -101,7 +104,10 @@ async fn a_source_that_keeps_its_container_keeps_it_whatever_is_killed_when() {
     };
     let report = world.migrate(undisturbed).await.unwrap().unwrap();
     world.assert_at_destination("kept");
-    assert_eq!((report.source, report.renamed.as_deref()), (Remains::Stopped, Some("moved")));
+    assert_eq!(
+        (report.source, report.renamed.as_deref()),
+        (Remains::Stopped, Some("moved"))
+    );
 }
 
 #[tokio::test]

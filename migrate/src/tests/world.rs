@@ -225,7 +225,13 @@ impl World {
             .cloned()
             .collect();
         assert_eq!(names, [self.options.name.as_deref().unwrap_or(NAME)], "{what}");
-        let kept = self.source.fake.containers.lock().unwrap().contains_key(SOURCE_ID);
+        let kept = self
+            .source
+            .fake
+            .containers
+            .lock()
+            .unwrap()
+            .contains_key(SOURCE_ID);
         assert_eq!(kept, self.options.keep_source, "{what}: the source's container");
         let armed = *self.source.fake.armed.lock().unwrap();
         assert!(!armed, "{what}: the source would start it again");

@@ -7,6 +7,7 @@
 mod client;
 mod doctor;
 mod findings;
+mod force;
 mod logger;
 mod migrate;
 mod order;
@@ -99,6 +100,13 @@ enum Command {
         #[command(flatten)]
         agent: AgentSocket,
     },
+    /// Have a move that still prepares freeze its container now, whatever is left to be sent then.
+    ForceComplete {
+        /// The move, as `godwit migrations` lists it on its source.
+        migration: String,
+        #[command(flatten)]
+        agent: AgentSocket,
+    },
     /// Make an engine of this host use Godwit, and undo that; restarts nothing.
     Setup(setup::Order),
     /// Make and use the authority by which agents know each other.
@@ -159,6 +167,7 @@ fn main() -> ExitCode {
             agent,
         } => block_on(doctor::run(&agent.socket, &config, peer.as_deref(), json)),
         Command::Migrations { json, agent } => block_on(show::migrations(&agent.socket, json)),
+        Command::ForceComplete { migration, agent } => block_on(force::complete(&agent.socket, &migration)),
         Command::Setup(order) => setup::run(&order),
         Command::Ca(command) => run_ca(command).map(|()| ExitCode::SUCCESS),
     };

@@ -303,7 +303,10 @@ pub(super) mod tests {
         let renamed = Record::of(&before).unwrap().renamed(&before, "web2").unwrap();
         assert_eq!((renamed.id.as_str(), renamed.name.as_str()), ("web2", "web2"));
         let (old, new) = (Record::of(&before).unwrap(), Record::of(&renamed).unwrap());
-        assert_eq!((old.snapshot_key.as_str(), new.snapshot_key.as_str()), ("web", "web2"));
+        assert_eq!(
+            (old.snapshot_key.as_str(), new.snapshot_key.as_str()),
+            ("web", "web2")
+        );
         assert_eq!(old.spec["linux"]["cgroupsPath"], "/default/web");
         assert_eq!(new.spec["linux"]["cgroupsPath"], "/default/web2");
         assert_eq!(old.spec["hostname"], new.spec["hostname"]);

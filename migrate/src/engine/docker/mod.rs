@@ -257,7 +257,10 @@ impl Engine for Docker {
         is_removed.then(|| {
             Finding::problem(
                 Code::KeepSource,
-                format!("{} was started with --rm: Docker removes it when it stops", container.name),
+                format!(
+                    "{} was started with --rm: Docker removes it when it stops",
+                    container.name
+                ),
                 "leave --keep-source away",
             )
         })
