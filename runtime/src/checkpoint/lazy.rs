@@ -241,6 +241,7 @@ fn last_line(log: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tokio::sync::{Mutex, MutexGuard};
 
     #[test]
     fn a_socket_is_made_however_long_the_name_of_its_directory_is() {
@@ -255,8 +256,15 @@ mod tests {
         );
     }
 
+    /// There can be one reaper in a process: of two, each would take the exits that the other waits for.
+    static REAPERS: Mutex<()> = Mutex::const_new(());
+
+    /// What a watched pager needs until its test ends.
+    type Kept = (tempfile::TempDir, MutexGuard<'static, ()>);
+
     /// A pager that is played by a shell, and a container that is one process.
-    async fn watched(script: &str) -> (Arrival, OwnedFd, std::process::Child, tempfile::TempDir) {
+    async fn watched(script: &str) -> (Arrival, OwnedFd, std::process::Child, Kept) {
+        let alone = REAPERS.lock().await;
         let directory = tempfile::tempdir().unwrap();
         let victim = Command::new("sleep").arg("60").spawn().unwrap();
         fs::write(
@@ -284,7 +292,7 @@ mod tests {
         tokio::spawn(async move {
             let _ = tell.send(watch.run(child.departure, taken).await);
         });
-        (Arrival { orders, outcome }, pagers, victim, directory)
+        (Arrival { orders, outcome }, pagers, victim, (directory, alone))
     }
 
     fn is_alive(pid: u32) -> bool {
@@ -295,7 +303,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_pager_that_dies_takes_the_container_with_it_before_its_duplicates_are_closed() {
-        let (arrival, pagers, victim, _directory) = watched("sleep 0.2; exit 1").await;
+        let (arrival, pagers, victim, _kept) = watched("sleep 0.2; exit 1").await;
         let mut line = crate::pages::keeper::tests::pager(pagers);
         let (gone, kept) = io::pipe().unwrap();
         line.keep(1, kept.as_fd());
@@ -309,7 +317,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_pager_that_has_drained_ends_and_the_container_runs_on() {
-        let (arrival, pagers, mut victim, _directory) = watched("sleep 0.2").await;
+        let (arrival, pagers, mut victim, _kept) = watched("sleep 0.2").await;
         crate::pages::keeper::tests::pager(pagers).drained();
         let (_lease, end) = arrival.split();
         assert!(end.await);
@@ -319,7 +327,7 @@ mod tests {
 
     #[tokio::test]
     async fn memory_that_is_given_up_ends_the_pager_and_the_container() {
-        let (arrival, pagers, victim, _directory) = watched("exec sleep 600").await;
+        let (arrival, pagers, victim, _kept) = watched("exec sleep 600").await;
         let (lease, end) = arrival.split();
         drop(lease);
         assert!(!end.await);
@@ -329,7 +337,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_container_that_has_ended_ends_its_pager_and_nobody_else() {
-        let (arrival, _pagers, mut victim, _directory) = watched("exec sleep 600").await;
+        let (arrival, _pagers, mut victim, _kept) = watched("exec sleep 600").await;
         let (lease, end) = arrival.split();
         lease.tasks_have_ended();
         assert!(!end.await);
