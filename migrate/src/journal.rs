@@ -14,7 +14,7 @@ use tokio::task::spawn_blocking;
 
 use crate::engine::{Container, Created};
 use crate::phase::Role;
-use crate::places::{MigrationId, Places};
+use crate::places::{MigrationId, Places, remove_tree};
 
 const FILE_NAME: &str = "journal";
 
@@ -97,6 +97,14 @@ impl Journal {
         blocking(move || journal.append(&mark)).await
     }
 
+    /// Removes the journal in a move's directory: from here on nothing is known of the move. Absent is fine.
+    pub fn remove(directory: &Path) -> io::Result<()> {
+        match fs::remove_file(directory.join(FILE_NAME)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
     fn append(&self, record: &impl Serialize) -> io::Result<()> {
         let mut line = serde_json::to_vec(record)?;
         line.push(b'\n');
@@ -147,10 +155,35 @@ impl Found {
             .collect()
     }
 
+    /// Removes the directories of moves that have no journal: their agent died when it began it, or after it had removed
+    /// it. Only for an agent that starts.
+    pub fn sweep(places: &Places) -> io::Result<()> {
+        let Ok(entries) = fs::read_dir(places.journals()) else {
+            return Ok(());
+        };
+        for entry in entries.flatten() {
+            let is_moves = MigrationId::try_from(entry.file_name().to_string_lossy().into_owned()).is_ok();
+            if is_moves && matches!(Self::read(&entry.path()), Ok(None)) {
+                remove_tree(&entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
     /// The container that was made here, if it came so far.
     pub fn created(&self) -> Option<&Created> {
         self.marks.iter().find_map(|mark| match mark {
             Mark::Created(created) => Some(created),
+            _ => None,
+        })
+    }
+}
+
+impl Found {
+    /// Why a committed container does not run here, if it came to that.
+    pub fn broken(&self) -> Option<String> {
+        self.marks.iter().find_map(|mark| match mark {
+            Mark::Broken(reason) => Some(reason.clone()),
             _ => None,
         })
     }
@@ -211,5 +244,16 @@ mod tests {
             );
         }
         assert_eq!(Found::read_all(&places).len(), 1);
+
+        Found::sweep(&places).unwrap();
+        assert_eq!(
+            Found::read_all(&places).len(),
+            1,
+            "a move that has a journal was swept away"
+        );
+        fs::write(path.join("verdict"), "committed\n").unwrap();
+        Journal::remove(&path).unwrap();
+        Found::sweep(&places).unwrap();
+        assert!(!path.exists());
     }
 }

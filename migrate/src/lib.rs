@@ -29,6 +29,7 @@ pub mod places;
 pub mod plan;
 pub mod precopy;
 pub mod progress;
+pub mod protocol;
 pub mod recovery;
 pub mod run;
 pub mod shim;

@@ -146,6 +146,9 @@ pub async fn run(config: AgentConfig, stop: CancellationToken) -> Result<(), Age
 impl Agent {
     /// Takes up every move that an agent before this one has left.
     fn recover_all(self: &Arc<Self>) {
+        if let Err(error) = Found::sweep(&self.host.places) {
+            log::warn!("removing what moves that are over have left: {error}");
+        }
         for found in Found::read_all(&self.host.places) {
             match found {
                 Ok(found) => self.recover(found),
