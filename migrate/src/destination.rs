@@ -180,6 +180,7 @@ impl Destination {
             Message::Offer(offer) => *offer,
             other => return Err(self.link.out_of_turn(&other)),
         };
+        self.observer.name_container(&offer.container.name);
         let host = Arc::clone(&self.host);
         let answer = self.link.during(plan::judge(&host, &offer)).await?;
         self.offer = Some(offer);
@@ -450,8 +451,10 @@ impl Destination {
                 },
             }
         };
-        let mut steps = self.link.during(restore).await?;
-        steps.splice(0..0, self.clock.take_steps());
+        let since = Instant::now();
+        let steps = self.link.during(restore).await?;
+        self.clock.extend_since(since, steps);
+        let steps = self.clock.take_steps();
         self.link.send(Message::Ready { steps }).await?;
         Ok(self.step(Event::Did(Deed::Say(Word::Ready)))?)
     }

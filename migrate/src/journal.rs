@@ -15,6 +15,7 @@ use tokio::task::spawn_blocking;
 use crate::engine::{Container, Created};
 use crate::phase::Role;
 use crate::places::{MigrationId, Places, remove_tree};
+use crate::protocol::{destination, source};
 
 const FILE_NAME: &str = "journal";
 
@@ -48,6 +49,12 @@ pub enum Mark {
     Restoring,
     /// Destination: it was committed, and the container does not run. For a human.
     Broken(String),
+    /// Destination: a human has given the container up here; it is about to be removed.
+    GivenUp,
+    /// Destination: it is removed, and the source may start it afresh.
+    Returned,
+    /// Source: the container, which was committed, is this host's again, and is about to be started afresh.
+    Reclaimed,
 }
 
 /// An open journal.
@@ -73,7 +80,7 @@ impl Journal {
         let copy = journal.clone();
         blocking(move || {
             create_private_dir(&copy.directory)?;
-            copy.append(&opened)?;
+            copy.append(&opened, true)?;
             // The file's name and the directory's must be as durable as the record.
             File::open(&copy.directory)?.sync_all()?;
             copy.directory
@@ -94,7 +101,8 @@ impl Journal {
     /// Adds a record; it is on stable storage when this returns.
     pub async fn note(&self, mark: Mark) -> io::Result<()> {
         let journal = self.clone();
-        blocking(move || journal.append(&mark)).await
+        // A journal that is gone says that the move is over: no record must make it anew.
+        blocking(move || journal.append(&mark, false)).await
     }
 
     /// Removes the journal in a move's directory: from here on nothing is known of the move. Absent is fine.
@@ -105,12 +113,12 @@ impl Journal {
         }
     }
 
-    fn append(&self, record: &impl Serialize) -> io::Result<()> {
+    fn append(&self, record: &impl Serialize, is_first: bool) -> io::Result<()> {
         let mut line = serde_json::to_vec(record)?;
         line.push(b'\n');
         let mut file = OpenOptions::new()
             .append(true)
-            .create(true)
+            .create(is_first)
             .mode(0o600)
             .open(self.directory.join(FILE_NAME))?;
         file.write_all(&line)?;
@@ -180,6 +188,43 @@ impl Found {
 }
 
 impl Found {
+    /// What a source's journal says, as the rules ask for it.
+    pub fn source_marks(&self) -> source::Marks {
+        let mut marks = source::Marks::default();
+        for mark in &self.marks {
+            match mark {
+                Mark::Disarming => marks.disarming = true,
+                Mark::Freezing => marks.freezing = true,
+                Mark::Reclaimed => marks.reclaimed = true,
+                _ => {}
+            }
+        }
+        marks
+    }
+
+    /// What a destination's journal says, as the rules ask for it.
+    pub fn destination_marks(&self) -> destination::Marks {
+        let mut marks = destination::Marks::default();
+        for mark in &self.marks {
+            match mark {
+                Mark::Creating => marks.creating = true,
+                Mark::Created(_) => marks.created = true,
+                Mark::Restoring => marks.restoring = true,
+                Mark::Broken(_) => marks.broken = true,
+                Mark::GivenUp => marks.given_up = true,
+                Mark::Returned => marks.returned = true,
+                _ => {}
+            }
+        }
+        marks
+    }
+
+    /// Whether nothing more happens unless a human decides.
+    pub fn awaits_human(&self) -> bool {
+        let marks = self.destination_marks();
+        marks.broken && !marks.given_up
+    }
+
     /// Why a committed container does not run here, if it came to that.
     pub fn broken(&self) -> Option<String> {
         self.marks.iter().find_map(|mark| match mark {

@@ -15,6 +15,7 @@ pub mod engine;
 pub mod failure;
 pub mod finding;
 pub mod frame;
+pub mod history;
 pub mod host;
 pub mod image_stream;
 pub mod journal;
@@ -22,6 +23,7 @@ pub mod lease;
 pub mod link;
 pub mod made;
 pub mod message;
+pub mod metrics;
 pub mod mode;
 pub mod pages;
 pub mod phase;
@@ -34,6 +36,7 @@ pub mod recovery;
 pub mod run;
 pub mod shim;
 pub mod source;
+pub mod timeline;
 pub mod tls;
 
 #[cfg(test)]

@@ -20,6 +20,8 @@ pub enum Word {
     Drained,
     /// Nothing of the move is left to do there.
     Settled,
+    /// A human has given the container up there, and it is gone.
+    GivenUp,
 }
 
 /// What is known of memory that is not in the image.

@@ -25,13 +25,16 @@ use crate::message::{Intent, Message, VERSIONS, negotiate};
 use crate::phase::{Phase, Role};
 use crate::places::{MigrationId, remove_tree};
 use crate::protocol;
+use crate::protocol::Word;
 use crate::protocol::destination::{Answer, told_committed};
 use crate::shim::ShimClient;
 
 /// Finishes or undoes a move that was found in the journals; returns when nothing of it is left.
 ///
 /// Waits for the other host for as long as that takes: the caller gives it a task of its own.
-pub async fn recover(host: Arc<Host>, found: Found) {
+///
+/// How it ended, unless somebody else has brought it there or a human must.
+pub async fn recover(host: Arc<Host>, found: Found) -> Option<&'static str> {
     let migration = found.opened.migration.clone();
     log::info!(
         "recovering migration {migration} of {} ({})",
@@ -42,15 +45,25 @@ pub async fn recover(host: Arc<Host>, found: Found) {
         // Whoever else has brought it to its end has removed the journal; to ask about it then would be a wrong question.
         let found = match Found::read(&host.places.of(&migration)) {
             Ok(Some(found)) => found,
-            Ok(None) => return,
-            Err(error) => return log::error!("migration {migration}: the journal: {error}"),
+            Ok(None) => return None,
+            Err(error) => {
+                log::error!("migration {migration}: the journal: {error}");
+                return None;
+            }
         };
+        if found.awaits_human() {
+            log::error!("migration {migration} is broken: see `godwit migrations recover {migration}`");
+            return None;
+        }
         let outcome = match found.opened.role {
             Role::Source => source::recover(&host, &found).await,
             Role::Destination => destination::recover(&host, &found).await,
         };
         match outcome {
-            Ok(ended) => return log::info!("migration {migration}: {ended}"),
+            Ok(ended) => {
+                log::info!("migration {migration}: {ended}");
+                return Some(ended);
+            }
             Err(reason) => log::warn!("migration {migration} is not recovered yet: {reason}"),
         }
         sleep(deadlines::ASK_AGAIN).await;
@@ -150,6 +163,28 @@ pub async fn remove_source(host: &Host, container: &Container) -> Result<(), Str
     remove(host, &container.engine, &container.namespace, &container.id).await
 }
 
+/// Has the engine start a container from its files; it may run already.
+pub async fn start_afresh(host: &Host, container: &Container) -> Result<(), String> {
+    let itself = Created {
+        id: container.id.clone(),
+        namespace: container.namespace.clone(),
+    };
+    let asked_for = match container.engine.as_str() {
+        "containerd" => format!("{}/{}", itself.namespace, itself.id),
+        _ => itself.id.clone(),
+    };
+    let start = async {
+        let engine = host.engines.of(&container.engine)?;
+        if !engine.inspect(&asked_for).await?.running {
+            engine.start(&itself, container).await?;
+        }
+        engine.rearm_restart(container).await
+    };
+    start
+        .await
+        .map_err(|error| format!("starting it afresh: {error}"))
+}
+
 /// Lets the engine start a container again as it was described.
 pub async fn rearm_restart(host: &Host, container: &Container) -> Result<(), String> {
     let rearm = async { host.engines.of(&container.engine)?.rearm_restart(container).await };
@@ -210,7 +245,7 @@ async fn ask_verdict(host: &Host, migration: &MigrationId, source: &str) -> Resu
 }
 
 /// Source: tells a destination of the commit until it says that the container runs.
-async fn tell_committed(host: &Host, migration: &MigrationId, destination: &str) -> Result<(), String> {
+async fn tell_committed(host: &Host, migration: &MigrationId, destination: &str) -> Result<Word, String> {
     let intent = Intent::TellCommitted {
         migration: migration.clone(),
     };
@@ -219,7 +254,8 @@ async fn tell_committed(host: &Host, migration: &MigrationId, destination: &str)
         link.receive("settled", deadlines::SETTLED).await
     };
     match told.await {
-        Ok(Message::Settled) => Ok(()),
+        Ok(Message::Settled) => Ok(Word::Settled),
+        Ok(Message::GivenUp) => Ok(Word::GivenUp),
         Ok(Message::Pending) => Err(format!("{destination} is still at it")),
         Ok(other) => Err(format!("{destination} said {}", other.name())),
         Err(problem) => Err(problem.to_string()),
@@ -269,16 +305,19 @@ pub async fn answer_committed(host: &Host, mut link: Link, versions: &[u32], mig
             None
         };
         let broken = found.as_ref().and_then(Found::broken);
-        link.send(match told_committed(found.is_some(), broken.is_some()) {
-            Answer::Settled => Message::Settled,
-            Answer::DecideAndSayPending => {
-                decide(&host.places.verdict(migration), Verdict::Committed)
-                    .await
-                    .map_err(|error| Problem::io("the verdict", &error))?;
-                Message::Pending
-            }
-            Answer::Broken => return Err(Problem::failed(broken.unwrap_or_default())),
-        })
+        link.send(
+            match told_committed(found.as_ref().map(Found::destination_marks)) {
+                Answer::Settled => Message::Settled,
+                Answer::DecideAndSayPending => {
+                    decide(&host.places.verdict(migration), Verdict::Committed)
+                        .await
+                        .map_err(|error| Problem::io("the verdict", &error))?;
+                    Message::Pending
+                }
+                Answer::GivenUp => Message::GivenUp,
+                Answer::Broken => return Err(Problem::failed(broken.unwrap_or_default())),
+            },
+        )
         .await
     };
     let outcome = answer.await;

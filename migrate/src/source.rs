@@ -276,7 +276,10 @@ impl Source {
             other => return Err(self.link.out_of_turn(&other)),
         }
         for _ in 0..MAX_SYNC_ROUNDS {
-            if self.send_files().await? < SMALL_ROUND_BYTES {
+            let since = Instant::now();
+            let sent = self.send_files().await?;
+            self.clock.step("files-round", since);
+            if sent < SMALL_ROUND_BYTES {
                 break;
             }
         }
@@ -350,7 +353,7 @@ impl Source {
         let dump = shim.dump(&image, &verdict, self.host.hold, drained);
         let steps = self.link.during(async { Ok(dump.await?) }).await?;
         self.clock.step("dump-held", since);
-        self.clock.extend(steps);
+        self.clock.extend_since(since, steps);
         if self.offering.is_some() {
             let since = Instant::now();
             let mut pages = drain::open(&image, self.init, self.observer.transfer())

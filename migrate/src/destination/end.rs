@@ -135,7 +135,7 @@ impl Destination {
         };
         match recovery::finish_restore(&self.host, &created, self.shim.clone()).await {
             Ok(shim_steps) => {
-                self.clock.extend(shim_steps);
+                self.clock.extend_since(since, shim_steps);
                 self.clock.step("resume", since);
                 self.step_on(Event::Did(Deed::Resume));
                 let steps = self.clock.take_steps();
@@ -160,7 +160,10 @@ impl Destination {
         let (Some(relay), Some(created)) = (self.relay.take(), self.made.created.clone()) else {
             return;
         };
-        drain::wait(&self.host, &created, &relay).await;
+        drain::wait(&self.host, &created, &relay, &self.migration).await;
+        if drain::is_given_up(&self.host, &self.migration) {
+            return self.give_back().await;
+        }
         self.step_on(Event::Did(Deed::AwaitMemory));
         let memory = relay.figures();
         self.try_tell(Message::Drained { memory }).await;
@@ -183,12 +186,15 @@ impl Destination {
                 }
             }
         }
+        if drain::is_given_up(&self.host, &self.migration) {
+            return self.give_back().await;
+        }
         self.step_on(Event::Did(Deed::Confirm));
         self.made.lease = None;
         let here = self.relay.take().zip(self.made.created.clone());
         if let Some((relay, created)) = &here {
             self.try_tell(Message::Settled).await;
-            drain::wait(&self.host, created, relay).await;
+            drain::wait(&self.host, created, relay, &self.migration).await;
         }
         if let Err(reason) = recovery::remove_places(&self.host, &self.migration).await {
             log::warn!("migration {}: {reason}", self.migration);
@@ -202,6 +208,14 @@ impl Destination {
 
     fn is_complete(&self) -> bool {
         self.store.as_ref().is_some_and(|store| store.is_complete())
+    }
+
+    /// A human has given the container up: recovery removes it, and tells the source when it is gone.
+    async fn give_back(&mut self) {
+        self.step_on(Event::GivenUp);
+        let told = Cause::Failed("a human has given the container up here".into());
+        let failure = Failure::new(Role::Destination, &self.host.name, Phase::Drain, told);
+        self.try_tell(Message::Failed(failure)).await;
     }
 
     /// After the commit: the container is ours and does not run. Nothing is undone; a human must look.

@@ -50,6 +50,12 @@ pub enum State {
     Failing,
     /// The same, written down. A human must look.
     Broken,
+    /// A human has given it up: it is to go, and the source to have it back.
+    GivingBack,
+    /// It is gone, which is not written down.
+    Emptied,
+    /// It is gone; the source may not have heard it.
+    Returned,
     /// The copy is to go, unless it was given to this host by now.
     GivingUp,
     /// Nothing of the container is to stay.
@@ -99,6 +105,12 @@ pub enum Deed {
     NoteBroken,
     /// Withdraw the ticket, end what is held, remove the container.
     Undo,
+    /// Remove the container, whatever it does.
+    RemoveContainer,
+    /// Write `returned` into the journal.
+    NoteReturned,
+    /// Ask the source whether it has the container back: it knows nothing of the move then.
+    AskReclaimed,
     /// Remove a container that the engine made before its id was written down.
     RemoveUnfinished,
     /// Remove what is written down of the move.
@@ -128,6 +140,8 @@ pub enum Event {
     Sought(Memory),
     /// The container does not run although it was committed.
     Broke,
+    /// A human has given it up, says the journal.
+    GivenUp,
 }
 
 /// What a destination does that a source tells of its commit.
@@ -139,14 +153,17 @@ pub enum Answer {
     DecideAndSayPending,
     /// Say that the container does not run.
     Broken,
+    /// Say that it was given up and is gone.
+    GivenUp,
 }
 
 /// Answers a source. What is written down is not settled: the runner or recovery, which see the verdict, are at it.
-pub fn told_committed(is_known: bool, is_broken: bool) -> Answer {
-    match (is_known, is_broken) {
-        (false, _) => Answer::Settled,
-        (true, false) => Answer::DecideAndSayPending,
-        (true, true) => Answer::Broken,
+pub fn told_committed(journal: Option<Marks>) -> Answer {
+    match journal {
+        None => Answer::Settled,
+        Some(Marks { returned: true, .. }) => Answer::GivenUp,
+        Some(Marks { broken: true, .. }) => Answer::Broken,
+        Some(_) => Answer::DecideAndSayPending,
     }
 }
 
@@ -161,12 +178,18 @@ pub struct Marks {
     pub restoring: bool,
     /// It has, and the container does not run.
     pub broken: bool,
+    /// A human has given the container up here.
+    pub given_up: bool,
+    /// It is gone.
+    pub returned: bool,
 }
 
 impl State {
     /// Where a move stands of which only journal and verdict file are known.
     pub fn found(marks: Marks, verdict: Option<Verdict>) -> Self {
         match (marks, verdict) {
+            (Marks { returned: true, .. }, _) => Self::Returned,
+            (Marks { given_up: true, .. }, _) => Self::GivingBack,
             (Marks { broken: true, .. }, _) => Self::Broken,
             (Marks { created: false, .. }, _) if marks.creating => Self::Unmaking,
             (Marks { created: false, .. }, _) => Self::Undone,
@@ -220,6 +243,9 @@ impl State {
             Self::GivingUp => Deed::Decide(Verdict::Aborted),
             Self::Undoing => Deed::Undo,
             Self::Unmaking => Deed::RemoveUnfinished,
+            Self::GivingBack => Deed::RemoveContainer,
+            Self::Emptied => Deed::NoteReturned,
+            Self::Returned => Deed::AskReclaimed,
             Self::Broken | Self::Over => Deed::Rest,
         }
     }
@@ -244,6 +270,10 @@ impl State {
             (Self::Committed | Self::Owned(_) | Self::Complete | Self::Failing, Event::Broke) => {
                 Some(Self::Failing)
             }
+            (Self::Owned(_) | Self::Complete, Event::GivenUp) => Some(Self::GivingBack),
+            // It will ask again.
+            (Self::Returned, Event::Told(Verdict::Committed)) => Some(Self::Returned),
+            (Self::Returned, Event::Told(Verdict::Aborted)) => Some(Self::Undone),
             _ => None,
         };
         followed.ok_or_else(|| OutOfTurn {
@@ -271,6 +301,8 @@ impl State {
             Self::Confirmed => Self::Removed,
             Self::Removed | Self::Undone => Self::Over,
             Self::Failing => Self::Broken,
+            Self::GivingBack => Self::Emptied,
+            Self::Emptied => Self::Returned,
             Self::Undoing | Self::Unmaking => Self::Undone,
             _ => return None,
         })

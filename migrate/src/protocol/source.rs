@@ -58,6 +58,12 @@ pub enum State {
     },
     /// The container is gone; only the journal is here.
     Removed,
+    /// It is this host's again, without its memory; what is left of its tasks must not run.
+    Returning(Memory),
+    /// The same, and they are dead.
+    Returned,
+    /// The same, written down.
+    Reclaimed,
     /// Nothing is left to do.
     Over,
 }
@@ -110,6 +116,10 @@ pub enum Deed {
     AwaitSettled,
     /// Remove the container.
     RemoveContainer,
+    /// Write `reclaimed` into the journal.
+    NoteReclaimed,
+    /// Have the engine start the container from its files.
+    StartAfresh,
     /// Remove what is written down of the move.
     RemovePlaces,
     /// Nothing.
@@ -152,13 +162,25 @@ pub fn asked(is_known: bool) -> Answer {
     }
 }
 
+/// What a journal says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Marks {
+    /// The engine may not start the container again.
+    pub disarming: bool,
+    /// The container may stand still.
+    pub freezing: bool,
+    /// It was committed and is this host's again.
+    pub reclaimed: bool,
+}
+
 impl State {
     /// Where a move stands of which only the journal is known.
-    pub fn found(is_disarming: bool, is_freezing: bool) -> Self {
-        match (is_disarming, is_freezing) {
-            (_, true) => Self::GivingUp,
-            (true, false) => Self::Resumed,
-            (false, false) => Self::Undone,
+    pub fn found(marks: Marks) -> Self {
+        match marks {
+            Marks { reclaimed: true, .. } => Self::Reclaimed,
+            Marks { freezing: true, .. } => Self::GivingUp,
+            Marks { disarming: true, .. } => Self::Resumed,
+            _ => Self::Undone,
         }
     }
 
@@ -171,6 +193,8 @@ impl State {
                 | Self::Finished { .. }
                 | Self::Settled { .. }
                 | Self::Removed
+                | Self::Returning(_)
+                | Self::Returned
         )
     }
 
@@ -200,6 +224,10 @@ impl State {
             Self::Finished { .. } => Deed::AwaitSettled,
             Self::Settled { is_finished: false } => Deed::FinishDump,
             Self::Settled { is_finished: true } => Deed::RemoveContainer,
+            Self::Returning(Memory::Left) => Deed::NoteDrained,
+            Self::Returning(_) => Deed::FinishDump,
+            Self::Returned => Deed::NoteReclaimed,
+            Self::Reclaimed => Deed::StartAfresh,
             Self::Over => Deed::Rest,
         }
     }
@@ -256,6 +284,10 @@ impl State {
             Self::Settled { is_finished: false } => Self::Settled { is_finished: true },
             Self::Settled { is_finished: true } => Self::Removed,
             Self::Undone | Self::Removed => Self::Over,
+            Self::Returning(Memory::Left) => Self::Returning(Memory::Gone),
+            Self::Returning(_) => Self::Returned,
+            Self::Returned => Self::Reclaimed,
+            Self::Reclaimed => Self::Undone,
             _ => return None,
         })
     }
@@ -320,6 +352,14 @@ impl State {
                 line,
                 is_settled: true,
             },
+            (
+                Self::Committed {
+                    memory,
+                    line: Line::Lost,
+                },
+                Word::GivenUp,
+            ) => Self::Returning(memory),
+            (Self::Finished { line: Line::Lost }, Word::GivenUp) => Self::Returned,
             (Self::Finished { .. }, Word::Settled) => Self::Settled { is_finished: true },
             _ => return None,
         })

@@ -3,28 +3,27 @@
 
 use std::sync::Arc;
 
-use godwit_runtime::verdict;
+use godwit_runtime::verdict::{self, Verdict};
+use tokio::time::sleep;
 
 use super::{
-    decide, finish_restore, learn_verdict, note_broken, rearm_restart, remove_places, remove_unfinished,
-    undo_destination,
+    ask_verdict, decide, finish_restore, learn_verdict, note_broken, rearm_restart, remove, remove_places,
+    remove_unfinished, undo_destination,
 };
+use crate::deadlines;
 use crate::drain;
 use crate::engine::{Container, Created};
 use crate::host::Host;
-use crate::journal::{Found, Mark};
+use crate::journal::{Found, Journal, Mark};
 use crate::pages::relay::Relay;
 use crate::protocol::Memory;
-use crate::protocol::destination::{Deed, Event, Marks, State};
+use crate::protocol::destination::{Deed, Event, State};
 
 /// Goes on from what journal and verdict file say until nothing is left to do. `Err` means: not now.
 pub(super) async fn recover(host: &Arc<Host>, found: &Found) -> Result<&'static str, String> {
     let path = host.places.verdict(&found.opened.migration);
     let standing = verdict::read(&path).map_err(|error| format!("the verdict: {error}"))?;
     let mut state = State::found(found.destination_marks(), standing);
-    if state == State::Broken {
-        return Ok("committed, and broken here: the container does not run; see `godwit migrations`");
-    }
     let mut deeds = Deeds {
         host,
         found,
@@ -36,29 +35,14 @@ pub(super) async fn recover(host: &Arc<Host>, found: &Found) -> Result<&'static 
         state = state.step(event).map_err(|error| error.to_string())?;
         if state.is_committed() {
             ended = "committed, the container runs here";
+        } else if state == State::Returned {
+            ended = "given up here, the container is at the source again";
         }
     }
     if state == State::Broken {
         return Err(deeds.broken);
     }
     Ok(ended)
-}
-
-impl Found {
-    /// What a destination's journal says, as the rules ask for it.
-    pub fn destination_marks(&self) -> Marks {
-        let mut marks = Marks::default();
-        for mark in &self.marks {
-            match mark {
-                Mark::Creating => marks.creating = true,
-                Mark::Created(_) => marks.created = true,
-                Mark::Restoring => marks.restoring = true,
-                Mark::Broken(_) => marks.broken = true,
-                Mark::Disarming | Mark::Freezing => {}
-            }
-        }
-        marks
-    }
 }
 
 struct Deeds<'a> {
@@ -101,7 +85,28 @@ impl Deeds<'_> {
             Deed::AwaitMemory => {
                 let relay =
                     Relay::resume(host, &opened.peer, migration).map_err(|error| error.to_string())?;
-                drain::wait(host, self.created()?, &relay).await;
+                drain::wait(host, self.created()?, &relay, migration).await;
+                if drain::is_given_up(host, migration) {
+                    return Ok(Event::GivenUp);
+                }
+            }
+            Deed::Confirm if drain::is_given_up(host, migration) => return Ok(Event::GivenUp),
+            Deed::RemoveContainer => {
+                let created = self.created()?;
+                remove(host, &opened.container.engine, &created.namespace, &created.id).await?;
+            }
+            Deed::NoteReturned => Journal::at(&host.places, migration)
+                .note(Mark::Returned)
+                .await
+                .map_err(|error| format!("the journal: {error}"))?,
+            Deed::AskReclaimed => {
+                let verdict = ask_verdict(host, migration, &opened.peer)
+                    .await
+                    .map_err(|problem| problem.to_string())?;
+                if verdict == Verdict::Committed {
+                    sleep(deadlines::ASK_AGAIN).await;
+                }
+                return Ok(Event::Told(verdict));
             }
             Deed::NoteBroken => note_broken(host, migration, &self.broken).await,
             Deed::Undo => {

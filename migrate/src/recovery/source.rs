@@ -2,11 +2,11 @@
 
 use tokio::time::sleep;
 
-use super::{decide, finish_dump, rearm_restart, remove_places, remove_source, tell_committed};
+use super::{decide, finish_dump, rearm_restart, remove_places, remove_source, start_afresh, tell_committed};
 use crate::deadlines;
 use crate::drain;
 use crate::host::Host;
-use crate::journal::{Found, Mark};
+use crate::journal::{Found, Journal, Mark};
 use crate::pages::serve::Offering;
 use crate::protocol::Memory;
 use crate::protocol::Word;
@@ -14,21 +14,22 @@ use crate::protocol::source::{Deed, Event, State};
 
 /// Goes on from what the journal says until nothing is left to do. `Err` means: not now.
 pub(super) async fn recover(host: &Host, found: &Found) -> Result<&'static str, String> {
-    let has = |wanted: fn(&Mark) -> bool| found.marks.iter().any(wanted);
-    let mut state = State::found(
-        has(|mark| matches!(mark, Mark::Disarming)),
-        has(|mark| matches!(mark, Mark::Freezing)),
-    );
+    let mut state = State::found(found.source_marks());
     let mut deeds = Deeds {
         host,
         found,
         offering: None,
     };
-    let mut ended = "undone, the container runs here";
+    let mut ended = match state {
+        State::Reclaimed => "given back by the destination, started afresh here",
+        _ => "undone, the container runs here",
+    };
     while state.next() != Deed::Rest {
         let event = deeds.perform(state.next()).await?;
         state = state.step(event).map_err(|error| error.to_string())?;
-        if state.is_committed() {
+        if state == State::Reclaimed {
+            ended = "given back by the destination, started afresh here";
+        } else if state.is_committed() {
             ended = "committed, the container is at the destination";
         }
     }
@@ -57,12 +58,16 @@ impl Deeds<'_> {
                 return Ok(Event::Sought(Memory::seen(self.offering.is_some())));
             }
             Deed::TellAgain => {
-                self.tell_again().await?;
-                return Ok(Event::Heard(Word::Settled));
+                return self.tell_again().await.map(Event::Heard);
             }
             // Only what the destination confirms is removed: until then this host has the last copy of the files, and may
             // have pages of memory that are needed there.
             Deed::RemoveContainer => remove_source(host, container).await?,
+            Deed::NoteReclaimed => Journal::at(&host.places, migration)
+                .note(Mark::Reclaimed)
+                .await
+                .map_err(|error| format!("the journal: {error}"))?,
+            Deed::StartAfresh => start_afresh(host, container).await?,
             Deed::Resume | Deed::FinishDump => finish_dump(host, container, None).await?,
             Deed::Rearm => rearm_restart(host, container).await?,
             Deed::NoteDrained => drain::note_drained(host, migration).map_err(|error| error.to_string())?,
@@ -83,9 +88,16 @@ impl Deeds<'_> {
 
     /// To give up the offering for a moment would end the streams of a destination that fetches its pages, so whoever has
     /// one tries again here.
-    async fn tell_again(&self) -> Result<(), String> {
+    async fn tell_again(&self) -> Result<Word, String> {
         let opened = &self.found.opened;
+        let directory = self.host.places.of(&opened.migration);
         loop {
+            // A human has said meanwhile that the destination is lost.
+            if let Ok(Some(found)) = Found::read(&directory)
+                && found.source_marks().reclaimed
+            {
+                return Ok(Word::GivenUp);
+            }
             let told = tell_committed(self.host, &opened.migration, &opened.peer).await;
             match told {
                 Err(reason) if self.offering.is_some() => {

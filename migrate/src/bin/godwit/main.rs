@@ -9,9 +9,9 @@ mod doctor;
 mod findings;
 mod logger;
 mod migrate;
+mod migrations;
 mod plan;
 mod setup;
-mod show;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -93,10 +93,12 @@ enum Command {
         #[command(flatten)]
         agent: AgentSocket,
     },
-    /// List the moves under way on this host.
+    /// List the moves of this host, show one, or give one up.
     Migrations {
+        #[command(subcommand)]
+        order: Option<migrations::Order>,
         /// Print JSON.
-        #[arg(long)]
+        #[arg(long, global = true)]
         json: bool,
         #[command(flatten)]
         agent: AgentSocket,
@@ -146,7 +148,7 @@ impl From<MoveOrder> for MigrateRequest {
 #[derive(Debug, clap::Args)]
 struct AgentSocket {
     /// The agent's local socket.
-    #[arg(long, default_value = "/run/godwit/agent.sock")]
+    #[arg(long, global = true, default_value = "/run/godwit/agent.sock")]
     socket: PathBuf,
 }
 
@@ -195,7 +197,10 @@ fn main() -> ExitCode {
             config,
             agent,
         } => block_on(doctor::run(&agent.socket, &config, peer.as_deref(), json)),
-        Command::Migrations { json, agent } => block_on(show::migrations(&agent.socket, json)),
+        Command::Migrations { order, json, agent } => {
+            let order = order.unwrap_or(migrations::Order::List);
+            block_on(migrations::run(&agent.socket, order, json))
+        }
         Command::Setup(order) => setup::run(&order),
         Command::Ca(command) => run_ca(command).map(|()| ExitCode::SUCCESS),
     };

@@ -16,6 +16,7 @@ const REAL: Moves = Moves {
     rules: Rules::REAL,
     crashes: CRASHES,
     restore_may_die: true,
+    human_may_give_up: true,
 };
 
 #[test]

@@ -77,6 +77,7 @@ impl Rules {
             } else {
                 destination.fetching
             })),
+            Deed::AwaitMemory | Deed::Confirm if destination.journal?.given_up => Event::GivenUp,
             Deed::AwaitMemory => {
                 if destination.fetching {
                     return None;
@@ -84,6 +85,17 @@ impl Rules {
                 Event::Did(deed)
             }
             Deed::Confirm => Event::Did(deed),
+            Deed::RemoveContainer => {
+                destination.container = false;
+                destination.tasks = DestinationTasks::None;
+                destination.fetching = false;
+                Event::Did(deed)
+            }
+            Deed::NoteReturned => {
+                destination.journal.as_mut()?.returned = true;
+                Event::Did(deed)
+            }
+            Deed::AskReclaimed => Event::Told(self.asked(&mut next)?),
             Deed::NoteBroken => {
                 destination.journal.as_mut()?.broken = true;
                 Event::Did(deed)
@@ -120,7 +132,40 @@ impl Rules {
             }
         };
         let followed = (self.destination_step)(state, event).ok()?;
-        next.destination.agent = world.destination.agent.with(followed);
+        next.destination.agent = match followed {
+            // A runner leaves the rest to recovery, and its link with it.
+            State::GivingBack if is_live => {
+                next.to_source.ended = true;
+                Agent::Recovering(followed)
+            }
+            _ => world.destination.agent.with(followed),
+        };
+        changed(world, next)
+    }
+
+    /// A human gives up a container that does not run here, or whose memory does not come.
+    pub(super) fn human_gives_up(&self, world: &World) -> Option<World> {
+        let marks = world.destination.journal?;
+        let may = world.is_broken() || world.destination.fetching;
+        if !world.human_may_give_up
+            || world.was_given_up
+            || !world.destination.agent.is_up()
+            || marks.given_up
+            || !may
+        {
+            return None;
+        }
+        let mut next = *world;
+        next.was_given_up = true;
+        let marks = Marks {
+            given_up: true,
+            ..marks
+        };
+        next.destination.journal = Some(marks);
+        if world.destination.agent == Agent::Idle {
+            let found = (self.destination_found)(marks, world.destination.verdict);
+            next.destination.agent = Agent::Recovering(found);
+        }
         Some(next)
     }
 

@@ -22,6 +22,8 @@ struct Moves {
     rules: Rules,
     /// How often each agent may crash.
     crashes: u8,
+    /// Whether a human may give the container up at the destination.
+    human_may_give_up: bool,
     /// Whether CRIU may die in the restore.
     restore_may_die: bool,
 }
@@ -49,6 +51,7 @@ enum Action {
     DestinationGivesUp,
     DestinationCrashes,
     RestoreDies,
+    HumanGivesUp,
     LinkToSourceCut,
     LinkToDestinationCut,
     QuestionUnanswered,
@@ -72,7 +75,7 @@ const PROGRESS: [Action; 12] = [
 ];
 
 /// What may happen besides, at any time.
-const FAULTS: [Action; 11] = [
+const FAULTS: [Action; 12] = [
     Action::SourceHalfDeed,
     Action::SourceGivesUp,
     Action::SourceCrashes,
@@ -80,6 +83,7 @@ const FAULTS: [Action; 11] = [
     Action::DestinationGivesUp,
     Action::DestinationCrashes,
     Action::RestoreDies,
+    Action::HumanGivesUp,
     Action::LinkToSourceCut,
     Action::LinkToDestinationCut,
     Action::QuestionUnanswered,
@@ -109,6 +113,7 @@ impl Moves {
             Action::DestinationGivesUp => rules.destination_gives_up(world),
             Action::DestinationCrashes => rules.destination_crashes(world),
             Action::RestoreDies => holders::restore_dies(world),
+            Action::HumanGivesUp => rules.human_gives_up(world),
             Action::LinkToSourceCut => cut(world, |next| next.to_source.cut()),
             Action::LinkToDestinationCut => cut(world, |next| next.to_destination.cut()),
             Action::QuestionUnanswered => rules.question_goes_unanswered(world),
@@ -135,7 +140,7 @@ impl Model for Moves {
 
     fn init_states(&self) -> Vec<World> {
         [false, true]
-            .map(|post| World::new(post, self.crashes, self.restore_may_die))
+            .map(|post| World::new(post, self.crashes, self.restore_may_die, self.human_may_give_up))
             .into()
     }
 
@@ -178,6 +183,7 @@ impl Model for Moves {
                         DestinationTasks::Held | DestinationTasks::Running
                     )
                     || world.restore_died
+                    || world.was_given_up
             }),
             Property::always(
                 "files stay at the source until the container runs elsewhere",

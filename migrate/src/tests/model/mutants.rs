@@ -13,7 +13,8 @@ fn violated(rules: Rules) -> Vec<&'static str> {
     let moves = Moves {
         rules,
         crashes: 1,
-        restore_may_die: false,
+        restore_may_die: true,
+        human_may_give_up: true,
     };
     let checker = moves.checker().threads(2).spawn_bfs().join();
     let mut names: Vec<_> = checker.discoveries().into_keys().collect();
@@ -101,7 +102,12 @@ fn a_source_that_answers_without_deciding_is_found() {
 
 #[test]
 fn a_restarted_source_that_does_not_look_at_the_verdict_is_found() {
-    let source_found = |is_disarming, _| source::State::found(is_disarming, false);
+    let source_found = |marks| {
+        source::State::found(source::Marks {
+            freezing: false,
+            ..marks
+        })
+    };
     let rules = Rules {
         source_found,
         ..Rules::REAL
@@ -158,7 +164,7 @@ fn a_source_that_removes_its_container_unconfirmed_is_found() {
 
 #[test]
 fn a_destination_that_calls_every_move_settled_is_found() {
-    let destination_told = |_, _| destination::Answer::Settled;
+    let destination_told = |_| destination::Answer::Settled;
     let rules = Rules {
         destination_told,
         ..Rules::REAL
@@ -195,4 +201,31 @@ fn a_verdict_file_that_goes_before_its_journal_is_found() {
     };
     let wanted = "whoever rests has brought it to its end";
     assert_found("a journal without its verdict decides anew", rules, wanted);
+}
+
+#[test]
+fn a_destination_that_says_it_gave_up_before_its_copy_is_gone_is_found() {
+    let destination_told = |journal: Option<Marks>| match journal {
+        Some(Marks { given_up: true, .. }) => destination::Answer::GivenUp,
+        other => destination::told_committed(other),
+    };
+    let rules = Rules {
+        destination_told,
+        ..Rules::REAL
+    };
+    assert_found("given up while it runs", rules, "never two copies run");
+}
+
+#[test]
+fn a_destination_that_forgets_that_it_gave_up_is_found() {
+    let destination_step = |state, event| match (state, event) {
+        (destination::State::Emptied, destination::Event::Did(_)) => Ok(destination::State::Undone),
+        _ => destination::State::step(state, event),
+    };
+    let rules = Rules {
+        destination_step,
+        ..Rules::REAL
+    };
+    let wanted = "files stay at the source until the container runs elsewhere";
+    assert_found("unheard, it is taken for settled", rules, wanted);
 }

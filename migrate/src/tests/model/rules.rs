@@ -9,7 +9,7 @@ use crate::protocol::{destination, source};
 /// What decides in a move. The model has no decision of its own.
 #[derive(Clone, Copy)]
 pub(super) struct Rules {
-    pub(super) source_found: fn(bool, bool) -> source::State,
+    pub(super) source_found: fn(source::Marks) -> source::State,
     pub(super) source_next: fn(source::State) -> source::Deed,
     pub(super) source_step: fn(source::State, source::Event) -> Result<source::State, OutOfTurn>,
     pub(super) source_asked: fn(bool) -> source::Answer,
@@ -17,7 +17,7 @@ pub(super) struct Rules {
     pub(super) destination_next: fn(destination::State) -> destination::Deed,
     pub(super) destination_step:
         fn(destination::State, destination::Event) -> Result<destination::State, OutOfTurn>,
-    pub(super) destination_told: fn(bool, bool) -> destination::Answer,
+    pub(super) destination_told: fn(Option<destination::Marks>) -> destination::Answer,
     pub(super) fate: fn(Verdict, bool) -> Fate,
     pub(super) without_word: Verdict,
     /// The journal goes before the verdict file, as `recovery::remove_places` does it.

@@ -1,10 +1,10 @@
 //! The source in the model: each deed's effect on its host, and what it notices.
 
-use crate::protocol::source::{Answer, Deed, Event, State};
+use crate::protocol::source::{Answer, Deed, Event, Marks, State};
 use crate::protocol::{Memory, Word, destination};
 
 use super::rules::Rules;
-use super::world::{Agent, Message, SourceMarks, SourceTasks, World};
+use super::world::{Agent, Message, SourceTasks, World};
 
 impl Rules {
     /// Does what is next, whole. `None`: it cannot be done now, or changes nothing.
@@ -16,7 +16,7 @@ impl Rules {
         let source = &mut next.source;
         let event = match deed {
             Deed::Open => {
-                source.journal = Some(SourceMarks::default());
+                source.journal = Some(Marks::default());
                 next.to_destination.push(Message::Prepare);
                 Event::Did(deed)
             }
@@ -89,10 +89,21 @@ impl Rules {
                 return Some(next);
             }
             Deed::TellAgain => {
-                if !self.tell(&mut next)? {
+                let Some(word) = self.tell(&mut next)? else {
                     return changed(world, next);
-                }
-                Event::Heard(Word::Settled)
+                };
+                Event::Heard(word)
+            }
+            Deed::NoteReclaimed => {
+                source.journal.as_mut()?.reclaimed = true;
+                Event::Did(deed)
+            }
+            Deed::StartAfresh => {
+                source.tasks = SourceTasks::Running;
+                source.armed = true;
+                // A new life of the container, which was committed to nobody.
+                next.was_committed = false;
+                Event::Did(deed)
             }
             Deed::RemoveContainer => {
                 source.container = false;
@@ -208,9 +219,10 @@ impl Rules {
     }
 
     fn source_recovery(&self, world: &World) -> Agent<State> {
-        world.source.journal.map_or(Agent::Idle, |marks| {
-            Agent::Recovering((self.source_found)(marks.disarming, marks.freezing))
-        })
+        world
+            .source
+            .journal
+            .map_or(Agent::Idle, |marks| Agent::Recovering((self.source_found)(marks)))
     }
 
     /// Answers a destination that asks for the verdict, and says what it says.
@@ -224,22 +236,22 @@ impl Rules {
         })
     }
 
-    /// Tells the destination of the commit; whether it answers that nothing is left to do. `None`: it does not answer.
-    fn tell(&self, world: &mut World) -> Option<bool> {
+    /// Tells the destination of the commit; its word, if that ends the asking. `None`: it does not answer.
+    fn tell(&self, world: &mut World) -> Option<Option<Word>> {
         if !world.destination.agent.is_up() {
             return None;
         }
-        let journal = world.destination.journal;
-        let answer = (self.destination_told)(journal.is_some(), journal.is_some_and(|marks| marks.broken));
+        let answer = (self.destination_told)(world.destination.journal);
         Some(match answer {
-            destination::Answer::Settled => true,
-            destination::Answer::Broken => false,
+            destination::Answer::Settled => Some(Word::Settled),
+            destination::Answer::GivenUp => Some(Word::GivenUp),
+            destination::Answer::Broken => None,
             destination::Answer::DecideAndSayPending => {
                 world
                     .destination
                     .verdict
                     .get_or_insert(godwit_runtime::verdict::Verdict::Committed);
-                false
+                None
             }
         })
     }

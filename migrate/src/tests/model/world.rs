@@ -70,18 +70,11 @@ pub(super) enum DestinationTasks {
     Dead,
 }
 
-/// What a source has in its journal.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub(super) struct SourceMarks {
-    pub(super) disarming: bool,
-    pub(super) freezing: bool,
-}
-
 /// The host that the container is on at first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct SourceHost {
     pub(super) agent: Agent<source::State>,
-    pub(super) journal: Option<SourceMarks>,
+    pub(super) journal: Option<source::Marks>,
     pub(super) verdict: Option<Verdict>,
     /// The file that tells the holder that no page is needed.
     pub(super) drained: bool,
@@ -176,12 +169,16 @@ pub(super) struct World {
     pub(super) restore_may_die: bool,
     /// It has.
     pub(super) restore_died: bool,
+    /// A human may give the container up at the destination.
+    pub(super) human_may_give_up: bool,
+    /// A human has.
+    pub(super) was_given_up: bool,
     /// `committed` has stood at the source.
     pub(super) was_committed: bool,
 }
 
 impl World {
-    pub(super) fn new(post: bool, crashes: u8, restore_may_die: bool) -> Self {
+    pub(super) fn new(post: bool, crashes: u8, restore_may_die: bool, human_may_give_up: bool) -> Self {
         Self {
             post,
             source: SourceHost {
@@ -207,6 +204,8 @@ impl World {
             to_destination: Pipe::default(),
             restore_may_die,
             restore_died: false,
+            human_may_give_up,
+            was_given_up: false,
             was_committed: false,
         }
     }
@@ -235,7 +234,10 @@ impl World {
     /// A committed container that died, which its destination has written down for a human.
     pub(super) fn is_broken(&self) -> bool {
         self.destination.tasks == DestinationTasks::Dead
-            && self.destination.journal.is_some_and(|marks| marks.broken)
+            && self
+                .destination
+                .journal
+                .is_some_and(|marks| marks.broken && !marks.given_up)
     }
 
     /// Nothing of the move is left on either host.
