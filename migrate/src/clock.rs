@@ -23,6 +23,9 @@ pub struct Step {
     pub by: Role,
     /// How long it took.
     pub micros: u64,
+    /// When it began, since the begin of the move by the clock of whoever measured it; `None` if that is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at_micros: Option<u64>,
 }
 
 /// Bytes by what they were.
@@ -153,7 +156,21 @@ impl Clock {
             name: name.into(),
             by: self.role,
             micros: micros(since.elapsed()),
+            at_micros: Some(micros(since.saturating_duration_since(self.began))),
         });
+    }
+
+    /// Adds steps that somebody else measured here, one after the other, from `since` on.
+    pub fn extend_since(&mut self, since: Instant, steps: impl IntoIterator<Item = Step>) {
+        let mut at = micros(since.saturating_duration_since(self.began));
+        for step in steps {
+            let micros = step.micros;
+            self.steps.push(Step {
+                at_micros: Some(at),
+                ..step
+            });
+            at += micros;
+        }
     }
 
     /// Adds steps that somebody else measured.

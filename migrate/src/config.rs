@@ -22,6 +22,8 @@ pub struct AgentConfig {
     pub name: String,
     /// Where other agents reach this one.
     pub listen: SocketAddr,
+    /// Where Prometheus finds the agent's metrics; nowhere unless told. They name containers' fates, not containers.
+    pub metrics_listen: Option<SocketAddr>,
     /// The directory of `ca.pem`, `host.pem` and `host.key`.
     #[serde(default = "default_tls")]
     pub tls: PathBuf,

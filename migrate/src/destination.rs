@@ -3,21 +3,21 @@
 //! The order is [`Destination::UNDOABLE`], the decision, [`Destination::FORWARD`]. The decision is the source's: from
 //! the word `ready` on this side knows nothing by itself, and if the link is lost it asks until it has the answer.
 
+mod end;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
 use godwit_runtime::control::create_private_dir;
 use godwit_runtime::delta;
-use godwit_runtime::verdict::Verdict;
 use tokio::time::{sleep, timeout};
 
 use crate::clock::Clock;
 use crate::container_log::Reserve;
 use crate::deadlines;
-use crate::drain;
 use crate::engine::Created;
-use crate::failure::{Cause, Failure, Problem};
+use crate::failure::{Failure, Problem};
 use crate::host::Host;
 use crate::image_stream;
 use crate::journal::{Journal, Mark, Opened};
@@ -31,6 +31,8 @@ use crate::phase::{Phase, Role};
 use crate::places::MigrationId;
 use crate::plan;
 use crate::progress::Observer;
+use crate::protocol::Word;
+use crate::protocol::destination::{Deed, Event, State};
 use crate::recovery;
 use crate::run::{self, Boxed, ForwardRow, Row, Side};
 use crate::shim::{SHIM_PROTOCOL, ShimClient};
@@ -55,7 +57,7 @@ pub struct Destination {
     pre_copy: bool,
     store: Option<Arc<Store>>,
     relay: Option<Relay>,
-    journal: Option<Journal>,
+    state: State,
     made: Made,
     shim: Option<Arc<dyn ShimClient>>,
     rootfs: PathBuf,
@@ -87,7 +89,7 @@ pub async fn run(
         pre_copy: false,
         store: None,
         relay: None,
-        journal: None,
+        state: State::Unopened,
         made: Made::default(),
         shim: None,
         rootfs: PathBuf::new(),
@@ -116,7 +118,7 @@ impl Side for Destination {
         Row {
             phase: Phase::Prepare,
             forward: |destination| Box::pin(destination.prepare()),
-            undo: |destination| Box::pin(destination.undo_prepare()),
+            undo: |destination| Box::pin(destination.undo()),
         },
         Row {
             phase: Phase::Freeze,
@@ -126,7 +128,8 @@ impl Side for Destination {
         Row {
             phase: Phase::Restore,
             forward: |destination| Box::pin(destination.restore()),
-            undo: |destination| Box::pin(destination.undo_restore()),
+            // What is held goes in one go, with what was prepared.
+            undo: |_| Box::pin(std::future::ready(())),
         },
     ];
 
@@ -177,6 +180,7 @@ impl Destination {
             Message::Offer(offer) => *offer,
             other => return Err(self.link.out_of_turn(&other)),
         };
+        self.observer.name_container(&offer.container.name);
         let host = Arc::clone(&self.host);
         let answer = self.link.during(plan::judge(&host, &mut offer)).await?;
         self.offer = Some(offer);
@@ -197,6 +201,7 @@ impl Destination {
             .offer
             .take()
             .ok_or_else(|| Problem::protocol("nothing was offered"))?;
+        self.step(Event::Did(Deed::Open))?;
         let opened = Opened {
             migration: self.migration.clone(),
             role: Role::Destination,
@@ -206,20 +211,22 @@ impl Destination {
         };
         let noted = |error| Problem::io("the journal", &error);
         let journal = Journal::open(&self.host.places, opened).await.map_err(noted)?;
-        self.journal = Some(journal.clone());
         create_private_dir(&self.image_dir()).map_err(|error| Problem::io("the image directory", &error))?;
 
         if self.image_wanted {
             self.receive_layers(&offer).await?;
         }
+        self.step(Event::Did(Deed::NoteCreating))?;
         journal.note(Mark::Creating).await.map_err(noted)?;
         let engine = self.host.engines.of(&offer.container.engine)?;
         self.made.engine = Some(Arc::clone(&engine));
         let container = Arc::new(offer.container);
         let (creator, wanted) = (Arc::clone(&engine), Arc::clone(&container));
+        self.step(Event::Did(Deed::Create))?;
         self.made.creating = Some(tokio::spawn(async move { creator.create(&wanted).await }));
         let creating = self.made.finish_creating();
         let created = self.link.during(creating).await?;
+        self.step(Event::Did(Deed::NoteCreated))?;
         journal
             .note(Mark::Created(created.clone()))
             .await
@@ -232,6 +239,7 @@ impl Destination {
         if let Some(path) = log {
             self.receive_log(path).await?;
         }
+        self.step(Event::Did(Deed::Start))?;
         self.made.lease = Some(
             Lease::issue(&self.host.places, &created, &self.migration)
                 .map_err(|error| Problem::failed(error.to_string()))?,
@@ -263,6 +271,7 @@ impl Destination {
             }
         }
         // From here on the source may come to commit, so from here on a restarted agent has to ask it.
+        self.step(Event::Did(Deed::NoteRestoring))?;
         journal.note(Mark::Restoring).await.map_err(noted)?;
         self.link.send(Message::Synced).await
     }
@@ -343,37 +352,6 @@ impl Destination {
         let (shim, rootfs) = self.link.during(wait).await?;
         self.shim = Some(shim);
         self.rootfs = rootfs;
-        Ok(())
-    }
-
-    async fn undo_prepare(&mut self) {
-        if let Err(reason) = self.remove_all().await {
-            self.leftovers.push(reason);
-        }
-    }
-
-    async fn remove_all(&mut self) -> Result<(), String> {
-        if self.made.creating.is_some() {
-            // A create that failed has left nothing; the failure itself is told already.
-            let _ = self.made.finish_creating().await;
-        }
-        if let Some(lease) = self.made.lease.take() {
-            lease.withdraw();
-        }
-        if let Some(starting) = self.made.starting.take() {
-            let _ = timeout(deadlines::START_FAILED, starting).await;
-        }
-        if let Some(created) = self.made.created.take()
-            && let Some(engine) = &self.made.engine
-        {
-            engine
-                .remove(&created.namespace, &created.id)
-                .await
-                .map_err(|error| error.to_string())?;
-        }
-        if self.journal.is_some() {
-            recovery::remove_places(&self.host, &self.migration).await?;
-        }
         Ok(())
     }
 
@@ -461,6 +439,7 @@ impl Destination {
         let (image, verdict) = (self.image_dir(), self.host.places.verdict(&self.migration));
         let pages = self.host.places.pages_socket(&self.migration);
         let pages = self.relay.as_ref().map(|_| pages.as_path());
+        self.step(Event::Did(Deed::Restore))?;
         let starting = &mut self.made.starting;
         let restore = async {
             let mut restore = std::pin::pin!(shim.restore(&image, &verdict, pages));
@@ -473,156 +452,12 @@ impl Destination {
                 },
             }
         };
-        let mut steps = self.link.during(restore).await?;
-        steps.splice(0..0, self.clock.take_steps());
-        self.link.send(Message::Ready { steps }).await
-    }
-
-    async fn undo_restore(&mut self) {
-        let path = self.host.places.verdict(&self.migration);
-        match recovery::decide(&path, Verdict::Aborted).await {
-            Ok(_) => {}
-            Err(error) => self
-                .leftovers
-                .push(format!("the verdict cannot be written: {error}")),
-        }
-        // A shim that has not taken the image yet would wait for it.
-        if let Some(lease) = self.made.lease.take() {
-            lease.withdraw();
-        }
-        if let Some(shim) = &self.shim {
-            // What the shim has to say of a restore that failed by itself is known already.
-            if let Err(error) = shim.finish_restore().await {
-                log::debug!("migration {}: {error}", self.migration);
-            }
-        }
-    }
-
-    /// Waits for the source's word; if the link is lost, asks for it.
-    async fn learn_decision(&mut self) -> Result<(), Problem> {
-        let lost = match self.link.receive("commit", self.host.hold).await {
-            Ok(Message::Commit) => return self.commit().await,
-            // The source has aborted, or is about to: it cannot have committed before it said so.
-            Err(Problem::There(failure)) => return Err(Problem::There(failure)),
-            Ok(other) => self.link.out_of_turn(&other),
-            Err(problem) => problem,
-        };
-        log::warn!(
-            "migration {}: {lost}; asking the source for the verdict",
-            self.migration
-        );
-        let source = self.link.peer().to_owned();
-        match recovery::learn_verdict(&self.host, &self.migration, &source).await {
-            Verdict::Committed => self.commit().await,
-            Verdict::Aborted => Err(lost),
-        }
-    }
-
-    /// Lets the commit stand here too. It cannot fail for good: what cannot be written now is tried again.
-    async fn commit(&mut self) -> Result<(), Problem> {
-        let path = self.host.places.verdict(&self.migration);
-        loop {
-            match recovery::decide(&path, Verdict::Committed).await {
-                Ok(Verdict::Committed) => return Ok(()),
-                Ok(Verdict::Aborted) => {
-                    return Err(Problem::failed(
-                        "the restore was aborted here although the source has committed",
-                    ));
-                }
-                Err(error) => log::error!(
-                    "migration {}: the verdict cannot be written: {error}",
-                    self.migration
-                ),
-            }
-            sleep(deadlines::ASK_AGAIN).await;
-        }
-    }
-
-    /// Lets the container run.
-    async fn resume(&mut self) {
         let since = Instant::now();
-        let Some(created) = self.made.created.clone() else {
-            return;
-        };
-        match recovery::finish_restore(&self.host, &created, self.shim.clone()).await {
-            Ok(shim_steps) => {
-                self.clock.extend(shim_steps);
-                self.clock.step("resume", since);
-                let steps = self.clock.take_steps();
-                self.try_tell(Message::Running { steps }).await;
-            }
-            Err(reason) => self.broken(reason).await,
-        }
-    }
-
-    /// Waits until every page of its memory is here. The container runs meanwhile.
-    async fn drain(&mut self) {
-        if self.is_complete() {
-            // It is here already, and the source has done its part: only this host is still to put it in its places.
-            return;
-        }
-        let (Some(relay), Some(created)) = (self.relay.take(), self.made.created.clone()) else {
-            return;
-        };
-        drain::wait(&self.host, &created, &relay).await;
-        let memory = relay.figures();
-        self.try_tell(Message::Drained { memory }).await;
-    }
-
-    async fn settle(&mut self) {
-        if let Some(starting) = self.made.starting.take() {
-            match timeout(deadlines::SETTLED, starting).await {
-                Ok(Ok(Ok(()))) => {}
-                Ok(Ok(Err(error))) => return self.broken(error.to_string()).await,
-                Ok(Err(error)) => return self.broken(error.to_string()).await,
-                Err(_) => {
-                    return self
-                        .broken("the engine does not come to an end of its start".into())
-                        .await;
-                }
-            }
-        }
-        let Some(created) = self.made.created.clone() else {
-            return;
-        };
-        self.made.lease = None;
-        if let (true, Some(relay)) = (self.is_complete(), self.relay.take()) {
-            self.try_tell(Message::Settled).await;
-            drain::wait(&self.host, &created, &relay).await;
-            self.remove_places().await;
-            return;
-        }
-        self.remove_places().await;
-        self.try_tell(Message::Settled).await;
-    }
-
-    async fn remove_places(&self) {
-        if let Err(reason) = recovery::remove_places(&self.host, &self.migration).await {
-            log::warn!("migration {}: {reason}", self.migration);
-        }
-    }
-
-    fn is_complete(&self) -> bool {
-        self.store.as_ref().is_some_and(|store| store.is_complete())
-    }
-
-    /// After the commit: the container is ours and does not run. Nothing is undone; a human must look.
-    async fn broken(&mut self, reason: String) {
-        recovery::note_broken(&self.host, &self.migration, &reason).await;
-        self.made.created = None;
-        let failure = Failure::new(
-            Role::Destination,
-            &self.host.name,
-            Phase::Commit,
-            Cause::Failed(reason),
-        );
-        self.try_tell(Message::Failed(failure)).await;
-    }
-
-    async fn try_tell(&mut self, message: Message) {
-        if let Err(problem) = self.link.send(message).await {
-            log::warn!("migration {}: the source was not told: {problem}", self.migration);
-        }
+        let steps = self.link.during(restore).await?;
+        self.clock.extend_since(since, steps);
+        let steps = self.clock.take_steps();
+        self.link.send(Message::Ready { steps }).await?;
+        Ok(self.step(Event::Did(Deed::Say(Word::Ready)))?)
     }
 
     fn image_dir(&self) -> PathBuf {

@@ -21,6 +21,7 @@ use crate::engine::{Container, Created};
 use crate::failure::{Cause, Failure, Problem};
 use crate::frame::{self, Frame};
 use crate::host::{Duplex, Host};
+use crate::journal::Found;
 use crate::message::{Message, PageStream, VERSIONS, negotiate};
 use crate::options::MoveOptions;
 use crate::pages::memory::Memory;
@@ -75,9 +76,11 @@ pub async fn offer_again(
 }
 
 /// Destination: returns when every page is there, or when the container that needs them is not.
-pub async fn wait(host: &Host, created: &Created, relay: &Relay) {
+///
+/// Also when a human has given it up, who may know that the pages are nowhere any more.
+pub async fn wait(host: &Host, created: &Created, relay: &Relay, migration: &MigrationId) {
     let gone = async {
-        while is_fetching(host, created).await {
+        while !is_given_up(host, migration) && is_fetching(host, created).await {
             sleep(deadlines::LOOK_AT_PAGER).await;
         }
     };
@@ -85,6 +88,12 @@ pub async fn wait(host: &Host, created: &Created, relay: &Relay) {
         () = relay.drained() => {}
         () = gone => {}
     }
+}
+
+/// Destination: whether a human has given the container up, says the journal.
+pub fn is_given_up(host: &Host, migration: &MigrationId) -> bool {
+    let found = Found::read(&host.places.of(migration));
+    found.is_ok_and(|found| found.is_some_and(|found| found.destination_marks().given_up))
 }
 
 /// Destination: whether memory of a container that runs here is still on its way. A shim that does not answer may need

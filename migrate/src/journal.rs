@@ -15,7 +15,8 @@ use tokio::task::spawn_blocking;
 use crate::engine::{Container, Created};
 use crate::options::MoveOptions;
 use crate::phase::Role;
-use crate::places::{MigrationId, Places};
+use crate::places::{MigrationId, Places, remove_tree};
+use crate::protocol::{destination, source};
 
 const FILE_NAME: &str = "journal";
 
@@ -52,6 +53,12 @@ pub enum Mark {
     Restoring,
     /// Destination: it was committed, and the container does not run. For a human.
     Broken(String),
+    /// Destination: a human has given the container up here; it is about to be removed.
+    GivenUp,
+    /// Destination: it is removed, and the source may start it afresh.
+    Returned,
+    /// Source: the container, which was committed, is this host's again, and is about to be started afresh.
+    Reclaimed,
 }
 
 /// An open journal.
@@ -77,7 +84,7 @@ impl Journal {
         let copy = journal.clone();
         blocking(move || {
             create_private_dir(&copy.directory)?;
-            copy.append(&opened)?;
+            copy.append(&opened, true)?;
             // The file's name and the directory's must be as durable as the record.
             File::open(&copy.directory)?.sync_all()?;
             copy.directory
@@ -98,15 +105,24 @@ impl Journal {
     /// Adds a record; it is on stable storage when this returns.
     pub async fn note(&self, mark: Mark) -> io::Result<()> {
         let journal = self.clone();
-        blocking(move || journal.append(&mark)).await
+        // A journal that is gone says that the move is over: no record must make it anew.
+        blocking(move || journal.append(&mark, false)).await
     }
 
-    fn append(&self, record: &impl Serialize) -> io::Result<()> {
+    /// Removes the journal in a move's directory: from here on nothing is known of the move. Absent is fine.
+    pub fn remove(directory: &Path) -> io::Result<()> {
+        match fs::remove_file(directory.join(FILE_NAME)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    fn append(&self, record: &impl Serialize, is_first: bool) -> io::Result<()> {
         let mut line = serde_json::to_vec(record)?;
         line.push(b'\n');
         let mut file = OpenOptions::new()
             .append(true)
-            .create(true)
+            .create(is_first)
             .mode(0o600)
             .open(self.directory.join(FILE_NAME))?;
         file.write_all(&line)?;
@@ -151,10 +167,72 @@ impl Found {
             .collect()
     }
 
+    /// Removes the directories of moves that have no journal: their agent died when it began it, or after it had removed
+    /// it. Only for an agent that starts.
+    pub fn sweep(places: &Places) -> io::Result<()> {
+        let Ok(entries) = fs::read_dir(places.journals()) else {
+            return Ok(());
+        };
+        for entry in entries.flatten() {
+            let is_moves = MigrationId::try_from(entry.file_name().to_string_lossy().into_owned()).is_ok();
+            if is_moves && matches!(Self::read(&entry.path()), Ok(None)) {
+                remove_tree(&entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
     /// The container that was made here, if it came so far.
     pub fn created(&self) -> Option<&Created> {
         self.marks.iter().find_map(|mark| match mark {
             Mark::Created(created) => Some(created),
+            _ => None,
+        })
+    }
+}
+
+impl Found {
+    /// What a source's journal says, as the rules ask for it.
+    pub fn source_marks(&self) -> source::Marks {
+        let mut marks = source::Marks::default();
+        for mark in &self.marks {
+            match mark {
+                Mark::Disarming => marks.disarming = true,
+                Mark::Freezing => marks.freezing = true,
+                Mark::Reclaimed => marks.reclaimed = true,
+                _ => {}
+            }
+        }
+        marks
+    }
+
+    /// What a destination's journal says, as the rules ask for it.
+    pub fn destination_marks(&self) -> destination::Marks {
+        let mut marks = destination::Marks::default();
+        for mark in &self.marks {
+            match mark {
+                Mark::Creating => marks.creating = true,
+                Mark::Created(_) => marks.created = true,
+                Mark::Restoring => marks.restoring = true,
+                Mark::Broken(_) => marks.broken = true,
+                Mark::GivenUp => marks.given_up = true,
+                Mark::Returned => marks.returned = true,
+                _ => {}
+            }
+        }
+        marks
+    }
+
+    /// Whether nothing more happens unless a human decides.
+    pub fn awaits_human(&self) -> bool {
+        let marks = self.destination_marks();
+        marks.broken && !marks.given_up
+    }
+
+    /// Why a committed container does not run here, if it came to that.
+    pub fn broken(&self) -> Option<String> {
+        self.marks.iter().find_map(|mark| match mark {
+            Mark::Broken(reason) => Some(reason.clone()),
             _ => None,
         })
     }
@@ -216,5 +294,16 @@ mod tests {
             );
         }
         assert_eq!(Found::read_all(&places).len(), 1);
+
+        Found::sweep(&places).unwrap();
+        assert_eq!(
+            Found::read_all(&places).len(),
+            1,
+            "a move that has a journal was swept away"
+        );
+        fs::write(path.join("verdict"), "committed\n").unwrap();
+        Journal::remove(&path).unwrap();
+        Found::sweep(&places).unwrap();
+        assert!(!path.exists());
     }
 }

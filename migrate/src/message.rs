@@ -185,6 +185,8 @@ pub enum Message {
     },
     /// The answer to `TellCommitted` while the destination is still at it.
     Pending,
+    /// The answer to `TellCommitted` of a destination whose container a human has given up: it is gone there.
+    GivenUp,
     /// The answer to `Doctor`.
     Health(Box<Health>),
 }
@@ -213,6 +215,7 @@ impl Message {
             Self::Failed(_) => "failed",
             Self::Verdict { .. } => "verdict",
             Self::Pending => "pending",
+            Self::GivenUp => "given-up",
             Self::Health(_) => "health",
         }
     }

@@ -2,8 +2,9 @@
 //!
 //! Telling never waits: a viewer that does not read loses events, the move loses nothing.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
@@ -27,6 +28,22 @@ pub enum PhaseState {
     End,
     /// It failed and is being undone.
     Failed,
+}
+
+/// A phase of a move that is or was under way, as its runner saw it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PhaseSpan {
+    /// Which.
+    pub phase: Phase,
+    /// `begin` as long as it lasts.
+    pub state: PhaseState,
+    /// When it began, since the begin of the move.
+    pub at_micros: u64,
+    /// How long it took; 0 as long as it lasts.
+    pub micros: u64,
+    /// Bytes sent in the move by its end.
+    pub bytes: u64,
 }
 
 /// One line of a move's progress, as the local API and `godwit migrate --json` print it.
@@ -86,6 +103,9 @@ pub enum Event {
 pub struct Observer {
     events: mpsc::Sender<Event>,
     phase: Arc<watch::Sender<Option<Phase>>>,
+    began: Instant,
+    spans: Arc<Mutex<Vec<PhaseSpan>>>,
+    subject: Arc<OnceLock<String>>,
     transfer: Arc<Transfer>,
     /// Cancelled when somebody wants the move to be given up; heeded up to the commit.
     pub abort: CancellationToken,
@@ -122,6 +142,9 @@ impl Observer {
         let observer = Self {
             events,
             phase: Arc::default(),
+            began: Instant::now(),
+            spans: Arc::default(),
+            subject: Arc::default(),
             transfer: Arc::default(),
             abort,
             hurry: CancellationToken::new(),
@@ -134,7 +157,53 @@ impl Observer {
         if let Event::Phase { phase, .. } = &event {
             self.phase.send_replace(Some(*phase));
         }
+        self.note_span(&event);
         let _ = self.events.try_send(event);
+    }
+
+    fn note_span(&self, event: &Event) {
+        let Event::Phase {
+            phase, state, bytes, ..
+        } = event
+        else {
+            return;
+        };
+        let now = self.elapsed_micros();
+        // Nothing is left half-done under this lock, so a panic elsewhere spoils nothing.
+        let mut spans = self.spans.lock().unwrap_or_else(PoisonError::into_inner);
+        match (state, spans.last_mut()) {
+            (PhaseState::End | PhaseState::Failed, Some(last)) if last.phase == *phase => {
+                (last.state, last.bytes) = (*state, *bytes);
+                last.micros = now - last.at_micros;
+            }
+            _ => spans.push(PhaseSpan {
+                phase: *phase,
+                state: *state,
+                at_micros: now,
+                micros: 0,
+                bytes: *bytes,
+            }),
+        }
+    }
+
+    /// The phases that were begun, in order.
+    pub fn spans(&self) -> Vec<PhaseSpan> {
+        self.spans.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Microseconds since the begin of the move.
+    pub fn elapsed_micros(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+
+    /// Tells the container's name, where it is learned on the way.
+    pub fn name_container(&self, name: &str) {
+        let _ = self.subject.set(name.into());
+    }
+
+    /// The container's name; empty as long as it was not told.
+    pub fn container(&self) -> String {
+        self.subject.get().cloned().unwrap_or_default()
     }
 
     /// The phase it is in, once it has begun.

@@ -4,6 +4,9 @@
 //! source without a verdict aborts, because only its own verdict could have given the container away; a destination
 //! that may have been given it asks the source until it has an answer.
 
+mod destination;
+mod source;
+
 use std::io;
 use std::sync::Arc;
 
@@ -13,7 +16,6 @@ use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 
 use crate::deadlines;
-use crate::drain;
 use crate::engine::{Container, Created, EngineError};
 use crate::failure::{Failure, Problem};
 use crate::host::Host;
@@ -21,15 +23,19 @@ use crate::journal::{Found, Journal, Mark};
 use crate::link::Link;
 use crate::message::{Intent, Message, VERSIONS, negotiate};
 use crate::options::MoveOptions;
-use crate::pages::relay::Relay;
 use crate::phase::{Phase, Role};
 use crate::places::{MigrationId, remove_tree};
+use crate::protocol;
+use crate::protocol::Word;
+use crate::protocol::destination::{Answer, told_committed};
 use crate::shim::ShimClient;
 
 /// Finishes or undoes a move that was found in the journals; returns when nothing of it is left.
 ///
 /// Waits for the other host for as long as that takes: the caller gives it a task of its own.
-pub async fn recover(host: Arc<Host>, found: Found) {
+///
+/// How it ended, unless somebody else has brought it there or a human must.
+pub async fn recover(host: Arc<Host>, found: Found) -> Option<&'static str> {
     let migration = found.opened.migration.clone();
     log::info!(
         "recovering migration {migration} of {} ({})",
@@ -40,121 +46,33 @@ pub async fn recover(host: Arc<Host>, found: Found) {
         // Whoever else has brought it to its end has removed the journal; to ask about it then would be a wrong question.
         let found = match Found::read(&host.places.of(&migration)) {
             Ok(Some(found)) => found,
-            Ok(None) => return,
-            Err(error) => return log::error!("migration {migration}: the journal: {error}"),
+            Ok(None) => return None,
+            Err(error) => {
+                log::error!("migration {migration}: the journal: {error}");
+                return None;
+            }
         };
+        if found.awaits_human() {
+            log::error!("migration {migration} is broken: see `godwit migrations recover {migration}`");
+            return None;
+        }
         let outcome = match found.opened.role {
-            Role::Source => recover_source(&host, &found).await,
-            Role::Destination => recover_destination(&host, &found).await,
+            Role::Source => source::recover(&host, &found).await,
+            Role::Destination => destination::recover(&host, &found).await,
         };
         match outcome {
-            Ok(ended) => return log::info!("migration {migration}: {ended}"),
+            Ok(ended) => {
+                log::info!("migration {migration}: {ended}");
+                return Some(ended);
+            }
             Err(reason) => log::warn!("migration {migration} is not recovered yet: {reason}"),
         }
         sleep(deadlines::ASK_AGAIN).await;
     }
 }
 
-async fn recover_source(host: &Host, found: &Found) -> Result<&'static str, String> {
-    let (migration, container) = (&found.opened.migration, &found.opened.container);
-    let path = host.places.verdict(migration);
-    let frozen = found.marks.iter().any(|mark| matches!(mark, Mark::Freezing));
-    if frozen
-        && decide(&path, Verdict::Aborted)
-            .await
-            .map_err(|error| error.to_string())?
-            == Verdict::Committed
-    {
-        // Only what the destination confirms is removed: until then this host has the last copy of the files, and may
-        // have pages of memory that are needed there.
-        let offering = drain::offer_again(host, migration, container, &found.opened.options).await?;
-        if offering.is_none() {
-            finish_dump(host, container, None).await?;
-        }
-        while let Err(reason) = tell_committed(host, migration, &found.opened.peer).await {
-            if offering.is_none() {
-                return Err(reason);
-            }
-            // To give up the offering for a moment would end the streams of a destination that fetches its pages.
-            log::info!("migration {migration}: {reason}");
-            sleep(deadlines::ASK_AGAIN).await;
-        }
-        if offering.is_some() {
-            drain::note_drained(host, migration).map_err(|error| error.to_string())?;
-            finish_dump(host, container, None).await?;
-        }
-        leave_source(host, container, &found.opened.options).await?;
-        remove_places(host, migration).await?;
-        return Ok("committed, the container is at the destination");
-    }
-    if frozen {
-        finish_dump(host, container, None).await?;
-    }
-    if found.marks.iter().any(|mark| matches!(mark, Mark::Disarming)) {
-        rearm_restart(host, container).await?;
-    }
-    remove_places(host, migration).await?;
-    Ok("undone, the container runs here")
-}
-
-async fn recover_destination(host: &Arc<Host>, found: &Found) -> Result<&'static str, String> {
-    let migration = &found.opened.migration;
-    let created = found.created().cloned();
-    let restoring = found.marks.iter().any(|mark| matches!(mark, Mark::Restoring));
-    if found.marks.iter().any(|mark| matches!(mark, Mark::Broken(_))) {
-        return Ok("committed, and broken here: the container does not run; see `godwit migrations`");
-    }
-    let Some(created) = created else {
-        remove_unfinished(host, &found.opened.container).await?;
-        remove_places(host, migration).await?;
-        return Ok("undone");
-    };
-    let path = host.places.verdict(migration);
-    let verdict = if restoring {
-        learn_verdict(host, migration, &found.opened.peer).await
-    } else {
-        Verdict::Aborted
-    };
-    if decide(&path, verdict).await.map_err(|error| error.to_string())? == Verdict::Committed {
-        if let Err(reason) = finish_restore(host, &created, None).await {
-            note_broken(host, migration, &reason).await;
-            return Err(reason);
-        }
-        // The start that died with its agent may not have come so far.
-        let here = Container {
-            id: created.id.clone(),
-            ..found.opened.container.clone()
-        };
-        rearm_restart(host, &here).await?;
-        if drain::is_fetching(host, &created).await {
-            let relay =
-                Relay::resume(host, &found.opened.peer, migration).map_err(|error| error.to_string())?;
-            drain::wait(host, &created, &relay).await;
-        }
-        remove_places(host, migration).await?;
-        return Ok("committed, the container runs here");
-    }
-    undo_destination(host, migration, &found.opened.container.engine, &created).await?;
-    Ok("undone, the container is at the source")
-}
-
-/// Source, abort: lets a container run on that may stand still. `Err` means that this is not certain.
-pub async fn resume_source(
-    host: &Host,
-    migration: &MigrationId,
-    shim: Option<Arc<dyn ShimClient>>,
-) -> Result<(), String> {
-    let standing = decide(&host.places.verdict(migration), Verdict::Aborted).await;
-    match standing {
-        Ok(Verdict::Aborted) => {}
-        Ok(Verdict::Committed) => return Err("the container was committed to the destination".into()),
-        Err(error) => {
-            return Err(format!(
-                "the verdict cannot be written ({error}); the container runs on by itself within {} s",
-                host.hold.as_secs()
-            ));
-        }
-    }
+/// Source, abort: waits until a container runs on that stood still. `Err` means that this is not certain.
+pub async fn resume_source(shim: Option<Arc<dyn ShimClient>>) -> Result<(), String> {
     let Some(shim) = shim else { return Ok(()) };
     let finished = shim.finish_dump().await.map_err(|error| error.to_string())?;
     if finished.running {
@@ -238,8 +156,7 @@ pub async fn undo_destination(
             log::debug!("migration {migration}: {error}");
         }
     }
-    remove(host, engine, &created.namespace, &created.id).await?;
-    remove_places(host, migration).await
+    remove(host, engine, &created.namespace, &created.id).await
 }
 
 /// Source, commit: removes the container that was given away, or leaves it stopped where that was asked for.
@@ -249,6 +166,28 @@ pub async fn leave_source(host: &Host, container: &Container, options: &MoveOpti
         return retire.await.map_err(|error| error.to_string());
     }
     remove(host, &container.engine, &container.namespace, &container.id).await
+}
+
+/// Has the engine start a container from its files; it may run already.
+pub async fn start_afresh(host: &Host, container: &Container) -> Result<(), String> {
+    let itself = Created {
+        id: container.id.clone(),
+        namespace: container.namespace.clone(),
+    };
+    let asked_for = match container.engine.as_str() {
+        "containerd" => format!("{}/{}", itself.namespace, itself.id),
+        _ => itself.id.clone(),
+    };
+    let start = async {
+        let engine = host.engines.of(&container.engine)?;
+        if !engine.inspect(&asked_for).await?.running {
+            engine.start(&itself, container).await?;
+        }
+        engine.rearm_restart(container).await
+    };
+    start
+        .await
+        .map_err(|error| format!("starting it afresh: {error}"))
 }
 
 /// Lets the engine start a container again as it was described.
@@ -311,7 +250,7 @@ async fn ask_verdict(host: &Host, migration: &MigrationId, source: &str) -> Resu
 }
 
 /// Source: tells a destination of the commit until it says that the container runs.
-async fn tell_committed(host: &Host, migration: &MigrationId, destination: &str) -> Result<(), String> {
+async fn tell_committed(host: &Host, migration: &MigrationId, destination: &str) -> Result<Word, String> {
     let intent = Intent::TellCommitted {
         migration: migration.clone(),
     };
@@ -320,7 +259,8 @@ async fn tell_committed(host: &Host, migration: &MigrationId, destination: &str)
         link.receive("settled", deadlines::SETTLED).await
     };
     match told.await {
-        Ok(Message::Settled) => Ok(()),
+        Ok(Message::Settled) => Ok(Word::Settled),
+        Ok(Message::GivenUp) => Ok(Word::GivenUp),
         Ok(Message::Pending) => Err(format!("{destination} is still at it")),
         Ok(other) => Err(format!("{destination} said {}", other.name())),
         Err(problem) => Err(problem.to_string()),
@@ -345,9 +285,10 @@ pub async fn greet(host: &Host, peer: &str, intent: Intent) -> Result<Link, Prob
 pub async fn answer_verdict(host: &Host, mut link: Link, versions: &[u32], migration: &MigrationId) {
     let answer = async {
         welcome(&mut link, versions).await?;
-        let verdict = match belongs(host, migration, Role::Source, link.peer())? {
-            false => Verdict::Aborted,
-            true => decide(&host.places.verdict(migration), Verdict::Aborted)
+        let is_known = belongs(host, migration, Role::Source, link.peer())?;
+        let verdict = match protocol::source::asked(is_known) {
+            protocol::source::Answer::Say(verdict) => verdict,
+            protocol::source::Answer::Decide(wanted) => decide(&host.places.verdict(migration), wanted)
                 .await
                 .map_err(|error| Problem::io("the verdict", &error))?,
         };
@@ -362,23 +303,27 @@ pub async fn answer_verdict(host: &Host, mut link: Link, versions: &[u32], migra
 pub async fn answer_committed(host: &Host, mut link: Link, versions: &[u32], migration: &MigrationId) {
     let answer = async {
         welcome(&mut link, versions).await?;
-        if belongs(host, migration, Role::Destination, link.peer())? {
-            decide(&host.places.verdict(migration), Verdict::Committed)
-                .await
-                .map_err(|error| Problem::io("the verdict", &error))?;
-            // The runner, or recovery, sees the verdict by itself.
-            return match read_found(host, migration)? {
-                Some(found) => match found.marks.into_iter().find_map(|mark| match mark {
-                    Mark::Broken(reason) => Some(reason),
-                    _ => None,
-                }) {
-                    Some(reason) => Err(Problem::failed(reason)),
-                    None => link.send(Message::Pending).await,
-                },
-                None => link.send(Message::Settled).await,
-            };
-        }
-        link.send(Message::Settled).await
+        let is_known = belongs(host, migration, Role::Destination, link.peer())?;
+        let found = if is_known {
+            read_found(host, migration)?
+        } else {
+            None
+        };
+        let broken = found.as_ref().and_then(Found::broken);
+        link.send(
+            match told_committed(found.as_ref().map(Found::destination_marks)) {
+                Answer::Settled => Message::Settled,
+                Answer::DecideAndSayPending => {
+                    decide(&host.places.verdict(migration), Verdict::Committed)
+                        .await
+                        .map_err(|error| Problem::io("the verdict", &error))?;
+                    Message::Pending
+                }
+                Answer::GivenUp => Message::GivenUp,
+                Answer::Broken => return Err(Problem::failed(broken.unwrap_or_default())),
+            },
+        )
+        .await
     };
     let outcome = answer.await;
     end_answer(host, link, Role::Destination, outcome).await;
@@ -439,11 +384,16 @@ pub async fn decide(path: &std::path::Path, verdict: Verdict) -> io::Result<Verd
     .map_err(io::Error::other)?
 }
 
-/// Removes a move's directories, image first and journal last.
+/// Removes a move's directories: the image first, and the journal before the verdict, since a journal that is found
+/// without its verdict would be decided anew.
 pub async fn remove_places(host: &Host, migration: &MigrationId) -> Result<(), String> {
     let (memory, state) = (host.places.memory(migration), host.places.of(migration));
-    spawn_blocking(move || remove_tree(&memory).and_then(|()| remove_tree(&state)))
-        .await
-        .map_err(|error| error.to_string())?
-        .map_err(|error| format!("removing the directories of the migration: {error}"))
+    spawn_blocking(move || {
+        remove_tree(&memory)?;
+        Journal::remove(&state)?;
+        remove_tree(&state)
+    })
+    .await
+    .map_err(|error| error.to_string())?
+    .map_err(|error| format!("removing the directories of the migration: {error}"))
 }

@@ -177,6 +177,7 @@ impl TtrpcShim {
                 name: step.name,
                 by: self.role,
                 micros: step.micros,
+                at_micros: None,
             })
             .collect()
     }

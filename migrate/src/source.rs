@@ -37,6 +37,8 @@ use crate::places::MigrationId;
 use crate::plan;
 use crate::precopy::{PreCopy, Rest, Rounds};
 use crate::progress::Observer;
+use crate::protocol::source::{Deed, Event, State};
+use crate::protocol::{Memory, OutOfTurn, Word};
 use crate::recovery;
 use crate::run::{self, Boxed, Deadline, ForwardRow, Row, Side};
 use crate::shim::{DumpOrder, ShimClient};
@@ -48,17 +50,6 @@ const MAX_SYNC_ROUNDS: u32 = 4;
 /// A round of files this small is not worth another before the freeze: it takes some milliseconds.
 const SMALL_ROUND_BYTES: u64 = 1 << 20;
 
-/// How far the container was taken from its owner.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Hold {
-    /// It runs, and its engine would start it again.
-    Free,
-    /// It runs; its engine would not start it again.
-    Disarmed,
-    /// Its shim was asked to dump it: it may stand still.
-    Dumping,
-}
-
 /// One move, seen from its source.
 pub struct Source {
     host: Arc<Host>,
@@ -67,7 +58,6 @@ pub struct Source {
     clock: Clock,
     migration: MigrationId,
     container: Container,
-    journal: Option<Journal>,
     shim: Option<Arc<dyn ShimClient>>,
     init: u32,
     upper: PathBuf,
@@ -87,7 +77,7 @@ pub struct Source {
     deadline: Option<Deadline>,
     offering: Option<Offering>,
     memory: Option<Figures>,
-    hold: Hold,
+    state: State,
     bytes: Bytes,
     outcome: Outcome,
     remains: Remains,
@@ -111,7 +101,6 @@ pub async fn run(
     link.pace_by(pacer.clone());
     let mut source = Source {
         clock: Clock::start(Role::Source),
-        journal: None,
         shim: None,
         init: 0,
         upper: PathBuf::new(),
@@ -130,7 +119,7 @@ pub async fn run(
         pre_copy: None,
         offering: None,
         memory: None,
-        hold: Hold::Free,
+        state: State::Unopened,
         bytes: Bytes::default(),
         outcome: Outcome::Moved,
         remains: Remains::Stopped,
@@ -164,12 +153,13 @@ impl Side for Source {
         Row {
             phase: Phase::Prepare,
             forward: |source| Box::pin(source.prepare()),
-            undo: |source| Box::pin(source.undo_prepare()),
+            undo: |source| Box::pin(source.undo()),
         },
         Row {
             phase: Phase::Freeze,
             forward: |source| Box::pin(source.freeze()),
-            undo: |source| Box::pin(source.undo_freeze()),
+            // The container is given back in one go, with what was prepared.
+            undo: |_| Box::pin(std::future::ready(())),
         },
         Row {
             phase: Phase::Restore,
@@ -274,6 +264,7 @@ impl Source {
 
     /// Everything that can be done while the container runs.
     async fn prepare(&mut self) -> Result<(), Problem> {
+        self.step(Event::Did(Deed::Open))?;
         let opened = Opened {
             migration: self.migration.clone(),
             role: Role::Source,
@@ -284,7 +275,6 @@ impl Source {
         let journal = Journal::open(&self.host.places, opened)
             .await
             .map_err(|error| Problem::io("the journal", &error))?;
-        self.journal = Some(journal.clone());
         create_private_dir(&self.image_dir()).map_err(|error| Problem::io("the image directory", &error))?;
 
         if matches!(self.mode, Mode::Pre | Mode::Post) {
@@ -310,7 +300,10 @@ impl Source {
             other => return Err(self.link.out_of_turn(&other)),
         }
         for _ in 0..MAX_SYNC_ROUNDS {
-            if self.send_files().await? < SMALL_ROUND_BYTES || self.observer.hurry.is_cancelled() {
+            let since = Instant::now();
+            let sent = self.send_files().await?;
+            self.clock.step("files-round", since);
+            if sent < SMALL_ROUND_BYTES || self.observer.hurry.is_cancelled() {
                 break;
             }
         }
@@ -321,9 +314,11 @@ impl Source {
         }
 
         let noted = |error| Problem::io("the journal", &error);
+        self.step(Event::Did(Deed::NoteDisarming))?;
         journal.note(Mark::Disarming).await.map_err(noted)?;
-        self.hold = Hold::Disarmed;
+        self.step(Event::Did(Deed::Disarm))?;
         self.engine()?.disarm_restart(&self.container).await?;
+        self.step(Event::Did(Deed::NoteFreezing))?;
         journal.note(Mark::Freezing).await.map_err(noted)?;
         self.link.send(Message::Freezing).await?;
         match self.link.receive("synced", deadlines::SYNC).await? {
@@ -332,29 +327,49 @@ impl Source {
         }
     }
 
-    async fn undo_prepare(&mut self) {
-        if self.hold == Hold::Dumping {
-            // Whether it runs is unknown: the verdict must stay for whoever reads it, and recovery finds the journal.
-            return;
+    /// Gives the container back as far as it was taken. What fails is left to recovery, with the journal.
+    async fn undo(&mut self) {
+        let mut event = Event::GaveUp;
+        loop {
+            if let Err(error) = self.step(event) {
+                return self.leftovers.push(error.to_string());
+            }
+            event = match self.undo_deed(self.state.next()).await {
+                Ok(Some(event)) => event,
+                Ok(None) => return,
+                Err(reason) => return self.leftovers.push(reason),
+            }
         }
-        if self.hold == Hold::Disarmed
-            && let Err(error) = recovery::rearm_restart(&self.host, &self.container).await
-        {
-            self.leftovers.push(format!(
-                "the restart policy of {} is `no`: {error}",
-                self.container.name
-            ));
-            return;
+    }
+
+    async fn undo_deed(&mut self, deed: Deed) -> Result<Option<Event>, String> {
+        let (host, migration) = (&self.host, &self.migration);
+        match deed {
+            Deed::Decide(wanted) => {
+                let standing = recovery::decide(&host.places.verdict(migration), wanted).await;
+                return standing.map(Event::Stands).map(Some).map_err(|error| {
+                    format!(
+                        "the verdict cannot be written ({error}); the container runs on by itself within {} s",
+                        host.hold.as_secs()
+                    )
+                });
+            }
+            Deed::Resume => recovery::resume_source(self.shim.clone()).await?,
+            Deed::Rearm => recovery::rearm_restart(host, &self.container)
+                .await
+                .map_err(|error| format!("the restart policy of {} is `no`: {error}", self.container.name))?,
+            Deed::RemovePlaces => recovery::remove_places(host, migration).await?,
+            Deed::Rest => return Ok(None),
+            _ => return Err("the container was committed to the destination".into()),
         }
-        self.hold = Hold::Free;
-        self.remove_places().await;
+        Ok(Some(Event::Did(deed)))
     }
 
     /// The container stands still from here to the verdict.
     async fn freeze(&mut self) -> Result<(), Problem> {
         let shim = self.shim()?;
         let (image, verdict) = (self.image_dir(), self.host.places.verdict(&self.migration));
-        self.hold = Hold::Dumping;
+        self.step(Event::Did(Deed::Dump))?;
         let since = Instant::now();
         self.clock.frozen();
         let drained = self.host.places.drained(&self.migration);
@@ -368,7 +383,7 @@ impl Source {
         });
         let steps = self.link.during(async { Ok(dump.await?) }).await?;
         self.clock.step("dump-held", since);
-        self.clock.extend(steps);
+        self.clock.extend_since(since, steps);
         if self.offering.is_some() {
             let since = Instant::now();
             let mut pages = drain::open(&image, self.init, self.observer.transfer(), self.pacer.clone())
@@ -429,17 +444,6 @@ impl Source {
         })
     }
 
-    /// Lets the container run on.
-    async fn undo_freeze(&mut self) {
-        if self.hold != Hold::Dumping {
-            return;
-        }
-        match recovery::resume_source(&self.host, &self.migration, self.shim.clone()).await {
-            Ok(()) => self.hold = Hold::Disarmed,
-            Err(reason) => self.leftovers.push(reason),
-        }
-    }
-
     async fn await_restore(&mut self) -> Result<(), Problem> {
         let since = Instant::now();
         match self.link.receive("ready", self.host.hold).await? {
@@ -451,7 +455,7 @@ impl Source {
                     drain::note_drained(&self.host, &self.migration)
                         .map_err(|error| Problem::io("noting that all memory is there", &error))?;
                 }
-                Ok(())
+                Ok(self.step(Event::Heard(Word::Ready))?)
             }
             other => Err(self.link.out_of_turn(&other)),
         }
@@ -460,22 +464,29 @@ impl Source {
     /// The decision. An error means that `committed` does not stand.
     async fn write_verdict(&mut self) -> Result<(), Problem> {
         let since = Instant::now();
+        let Deed::Decide(wanted) = self.state.next() else {
+            return Err(Problem::failed("nothing is to be decided"));
+        };
         let path = self.host.places.verdict(&self.migration);
-        let decided = recovery::decide(&path, Verdict::Committed).await;
-        match decided {
-            Ok(Verdict::Committed) => {
+        let standing = recovery::decide(&path, wanted)
+            .await
+            .map_err(|error| Problem::io("writing the verdict", &error))?;
+        self.step(Event::Stands(standing))?;
+        match standing {
+            Verdict::Committed => {
                 self.clock.step("commit", since);
                 Ok(())
             }
-            Ok(Verdict::Aborted) => Err(Problem::failed(format!(
+            Verdict::Aborted => Err(Problem::failed(format!(
                 "the container was let run on before the commit: it was held for {} s, or the destination lost us",
                 self.host.hold.as_secs()
             ))),
-            Err(error) => Err(Problem::io("writing the verdict", &error)),
         }
     }
 
     async fn tell_commit(&mut self) {
+        let memory = Memory::seen(self.offering.is_some());
+        self.step_on(Event::Sought(memory));
         let told = async {
             self.link.send(Message::Commit).await?;
             match self.link.receive("running", deadlines::RUNNING).await? {
@@ -487,6 +498,7 @@ impl Source {
             Ok(steps) => {
                 self.clock.resumed();
                 self.clock.extend(steps);
+                self.step_on(Event::Heard(Word::Running));
             }
             Err(problem) => self.unconfirmed(&problem),
         }
@@ -494,7 +506,7 @@ impl Source {
 
     /// Keeps the pages until the destination has them all. The container runs there meanwhile.
     async fn drain(&mut self) {
-        if self.offering.is_none() || self.outcome != Outcome::Moved {
+        if self.state.next() != Deed::AwaitDrained {
             return;
         }
         let since = Instant::now();
@@ -502,6 +514,7 @@ impl Source {
             Ok(Message::Drained { memory }) => {
                 self.clock.step("drain", since);
                 self.memory = Some(memory);
+                self.step_on(Event::Heard(Word::Drained));
             }
             Ok(other) => return self.unconfirmed(&self.link.out_of_turn(&other)),
             Err(problem) => return self.unconfirmed(&problem),
@@ -512,10 +525,11 @@ impl Source {
                 "the tasks left here cannot be told that they are done with: {error}"
             ));
         }
+        self.step_on(Event::Did(Deed::NoteDrained));
     }
 
     async fn release(&mut self) {
-        if self.offering.is_some() {
+        if self.state.next() != Deed::FinishDump {
             // The destination may still need pages: recovery serves them and asks.
             return;
         }
@@ -523,11 +537,12 @@ impl Source {
         if let Err(reason) = finish.await {
             self.remarks.push(reason);
         }
-        if self.outcome != Outcome::Moved {
+        self.step_on(Event::Did(Deed::FinishDump));
+        if self.state.next() != Deed::AwaitSettled {
             return;
         }
         match self.link.receive("settled", deadlines::SETTLED).await {
-            Ok(Message::Settled) => {}
+            Ok(Message::Settled) => self.step_on(Event::Heard(Word::Settled)),
             Ok(other) => return self.unconfirmed(&self.link.out_of_turn(&other)),
             Err(problem) => return self.unconfirmed(&problem),
         }
@@ -539,11 +554,27 @@ impl Source {
                 self.remarks.push(format!("{name} is left here: {error}"));
             }
         }
-        self.remove_places().await;
-        self.remarks.append(&mut self.leftovers);
+        self.step_on(Event::Did(Deed::RemoveContainer));
+        if let Err(reason) = recovery::remove_places(&self.host, &self.migration).await {
+            self.remarks.push(reason);
+        }
+        self.step_on(Event::Did(Deed::RemovePlaces));
+    }
+
+    fn step(&mut self, event: Event) -> Result<(), OutOfTurn> {
+        self.state = self.state.step(event)?;
+        Ok(())
+    }
+
+    /// After the commit: what is out of turn leaves the rest to recovery.
+    fn step_on(&mut self, event: Event) {
+        if let Err(error) = self.step(event) {
+            self.remarks.push(error.to_string());
+        }
     }
 
     fn unconfirmed(&mut self, problem: &Problem) {
+        self.step_on(Event::Lost);
         self.outcome = Outcome::CommittedUnconfirmed {
             reason: problem.to_string(),
         };
@@ -589,14 +620,6 @@ impl Source {
         self.log = Some(log);
         self.bytes.log += bytes;
         Ok(())
-    }
-
-    async fn remove_places(&mut self) {
-        if self.journal.is_some()
-            && let Err(reason) = recovery::remove_places(&self.host, &self.migration).await
-        {
-            self.leftovers.push(reason);
-        }
     }
 
     fn engine(&self) -> Result<Arc<dyn Engine>, EngineError> {

@@ -29,7 +29,7 @@ use crate::control::ControlDir;
 use crate::freezer::Freezer;
 use crate::gate::{self, Report};
 use crate::release::Traces;
-use crate::verdict::{self, Verdict};
+use crate::verdict::{self, Fate, Verdict};
 
 /// The name the shim's binary is called by to be the holder.
 pub const NAME: &str = "hold";
@@ -64,6 +64,10 @@ const THAW_POLL_INTERVAL: Duration = Duration::from_millis(1);
 
 /// How often it is looked whether a container that was given away is still needed for its pages: nobody waits for it.
 const DRAIN_POLL_INTERVAL: Duration = Duration::from_millis(20);
+
+/// What those who hold a dump try to make the verdict when nobody else did in time, or CRIU has ended: they know of no
+/// copy elsewhere.
+pub const WITHOUT_WORD: Verdict = Verdict::Aborted;
 
 /// What became of the tasks of a dump.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,10 +124,10 @@ impl HoldRecord {
         };
         match &self.verdict {
             None => give_back()?,
-            Some(path) => match verdict::decide(path, Verdict::Aborted)? {
-                Verdict::Aborted => give_back()?,
-                Verdict::Committed if self.pages_are_needed()? => return Ok(Settled::PagesNeeded),
-                Verdict::Committed => freezer.kill()?,
+            Some(path) => match self.fate(verdict::decide(path, WITHOUT_WORD)?)? {
+                Fate::GivenBack => give_back()?,
+                Fate::Kept => return Ok(Settled::PagesNeeded),
+                Fate::Killed => freezer.kill()?,
             },
         }
         Ok(Settled::Done)
@@ -134,7 +138,7 @@ impl HoldRecord {
     pub fn must_release(&self) -> io::Result<bool> {
         let is_given_back = match &self.verdict {
             None => true,
-            Some(path) => verdict::decide(path, Verdict::Aborted)? == Verdict::Aborted,
+            Some(path) => self.fate(verdict::decide(path, WITHOUT_WORD)?)? == Fate::GivenBack,
         };
         Ok(is_given_back && self.traces.as_ref().is_some_and(Traces::are_left))
     }
@@ -160,6 +164,10 @@ impl HoldRecord {
             Some(traces) if traces.are_left() => traces.remove(&freezer.processes()?),
             _ => Ok(()),
         }
+    }
+
+    fn fate(&self, verdict: Verdict) -> io::Result<Fate> {
+        Ok(verdict.fate(self.pages_are_needed()?))
     }
 
     fn pages_are_needed(&self) -> io::Result<bool> {
@@ -220,7 +228,8 @@ pub fn main(called_as: &Path) -> io::Result<()> {
     }
     match (action.as_str(), &record.verdict) {
         (POST_DUMP, Some(path)) => {
-            obey(&hold_dump(path, record.hold_ms)?)?;
+            let verdict = hold_dump(path, record.hold_ms)?;
+            obey(&verdict)?;
             if let (None, Some(freezer)) = (&record.drained, &record.freezer) {
                 // CRIU kills the tasks now and waits for their end, which on cgroup v1 does not come while they are frozen.
                 freezer.thaw()?;
@@ -230,7 +239,7 @@ pub fn main(called_as: &Path) -> io::Result<()> {
                 let _ = init_pid().and_then(gate::cut_network);
             }
             // Only the other host knows how long that is.
-            while record.pages_are_needed()? {
+            while record.fate(verdict)? == Fate::Kept {
                 std::thread::sleep(DRAIN_POLL_INTERVAL);
             }
             Ok(())
@@ -327,7 +336,7 @@ fn hold_dump(path: &Path, hold_ms: Option<u64>) -> io::Result<Verdict> {
     let deadline = hold_ms.map(|ms| Instant::now() + Duration::from_millis(ms));
     match verdict::wait(path, deadline)? {
         Some(verdict) => Ok(verdict),
-        None => verdict::decide(path, Verdict::Aborted),
+        None => verdict::decide(path, WITHOUT_WORD),
     }
 }
 

@@ -21,7 +21,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(1);
 const MAX_BYTES: u64 = 16;
 
 /// Who owns the container after the freeze.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
     /// The destination owns it: the source's tasks are killed.
@@ -30,7 +30,27 @@ pub enum Verdict {
     Aborted,
 }
 
+/// What is to become of the tasks of a held dump.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Fate {
+    /// They run on here.
+    GivenBack,
+    /// They stand still: they are another host's, which still needs pages of theirs.
+    Kept,
+    /// They are killed.
+    Killed,
+}
+
 impl Verdict {
+    /// What this verdict means for the dumped tasks.
+    pub fn fate(self, pages_are_needed: bool) -> Fate {
+        match (self, pages_are_needed) {
+            (Self::Aborted, _) => Fate::GivenBack,
+            (Self::Committed, true) => Fate::Kept,
+            (Self::Committed, false) => Fate::Killed,
+        }
+    }
+
     /// The file's content, without the final newline.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -2,7 +2,7 @@
 //!
 //! `POST /v1/migrations` begins a move and answers with its events, one JSON object a line; the last is the report or
 //! the error. A client that goes away does not end the move: `DELETE /v1/migrations/ID` does, up to the commit, and
-//! `POST /v1/migrations/ID/force-complete` has it freeze the container now.
+//! `POST /v1/migrations/ID/force-complete` has it freeze the container now. What there is to know of moves, `migrations` answers.
 //! `POST /v1/plan` answers what such a move would find, and `GET /v1/doctor` how this host is, both without touching anything.
 
 use std::convert::Infallible;
@@ -15,24 +15,23 @@ use axum::body::{Body, Bytes};
 use axum::extract::{Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get, post};
+use axum::routing::{MethodRouter, delete, get, post};
 use axum::{Json, Router};
 use hyper::body::Frame;
 use serde::{Deserialize, Serialize};
-use tokio::net::UnixListener;
+use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::agent::peers::unknown_host;
-use crate::agent::registry::MigrationView;
-use crate::agent::{Agent, registry};
+use crate::agent::{Agent, migrations, registry, rescue};
 use crate::clock::Report;
 use crate::doctor::{self, Diagnosis};
 use crate::engine::set::Choice;
 use crate::engine::{Container, EngineError};
 use crate::failure::Failure;
 use crate::finding::{self, Code, Finding};
-use crate::journal::Found;
+use crate::history::{Ending, Record};
 use crate::options::MoveOptions;
 use crate::phase::{Phase, Role};
 use crate::places::MigrationId;
@@ -104,20 +103,48 @@ pub struct ErrorView {
 
 /// Serves the API until the agent stops.
 pub async fn serve(agent: Arc<Agent>, listener: UnixListener) {
-    let routes = Router::new()
-        .route("/v1/version", get(version))
-        .route("/v1/containers/{name}", get(container))
-        .route("/v1/migrations", post(migrate).get(migrations))
-        .route("/v1/migrations/{id}", delete(abort))
-        .route("/v1/migrations/{id}/force-complete", post(force_complete))
-        .route("/v1/plan", post(plan))
-        .route("/v1/doctor", get(doctor))
-        .route("/v1/doctor/{peer}", get(doctor_with_peer))
-        .with_state(agent);
-    if let Err(error) = axum::serve(listener, routes).await {
+    let routes = ROUTES.iter().fold(Router::new(), |router, (_, path, handler)| {
+        router.route(path, handler())
+    });
+    if let Err(error) = axum::serve(listener, routes.with_state(agent)).await {
         log::error!("the local API: {error}");
     }
 }
+
+/// Serves the metrics alone, to whoever asks.
+pub async fn serve_metrics(agent: Arc<Agent>, listener: TcpListener) {
+    let routes = Router::new()
+        .route("/metrics", get(migrations::metrics))
+        .with_state(agent);
+    if let Err(error) = axum::serve(listener, routes).await {
+        log::error!("the metrics: {error}");
+    }
+}
+
+/// A route: its method, its path, and what answers.
+type Route = (&'static str, &'static str, fn() -> MethodRouter<Arc<Agent>>);
+
+/// All there are; `docs/openapi.json` describes each.
+const ROUTES: &[Route] = &[
+    ("get", "/v1/version", || get(version)),
+    ("get", "/v1/containers/{name}", || get(container)),
+    ("get", "/v1/migrations", || get(migrations::list)),
+    ("post", "/v1/migrations", || post(migrate)),
+    ("get", "/v1/migrations/{id}", || get(migrations::show)),
+    ("delete", "/v1/migrations/{id}", || delete(migrations::abort)),
+    ("post", "/v1/migrations/{id}/force-complete", || {
+        post(force_complete)
+    }),
+    ("get", "/v1/migrations/{id}/timeline.svg", || {
+        get(migrations::picture)
+    }),
+    ("get", "/v1/migrations/{id}/recover", || get(rescue::advise)),
+    ("post", "/v1/migrations/{id}/recover", || post(rescue::decide)),
+    ("post", "/v1/plan", || post(plan)),
+    ("get", "/v1/doctor", || get(doctor)),
+    ("get", "/v1/doctor/{peer}", || get(doctor_with_peer)),
+    ("get", "/metrics", || get(migrations::metrics)),
+];
 
 async fn version(State(agent): State<Arc<Agent>>) -> Json<VersionView> {
     Json(VersionView {
@@ -150,42 +177,6 @@ async fn container(
         engine: container.engine,
         state,
     }))
-}
-
-/// Moves under way, and those that wait for the other host in recovery.
-async fn migrations(State(agent): State<Arc<Agent>>) -> Json<Vec<MigrationView>> {
-    let mut views = agent.registry.views();
-    for found in Found::read_all(&agent.host.places).into_iter().flatten() {
-        let opened = found.opened;
-        match views
-            .iter_mut()
-            .find(|view| view.migration == opened.migration.as_str())
-        {
-            Some(view) => view.container = opened.container.name,
-            None => views.push(MigrationView {
-                migration: opened.migration.to_string(),
-                role: opened.role,
-                container: opened.container.name,
-                peer: opened.peer,
-                state: "recovering".into(),
-                phase: None,
-                transferred: 0,
-            }),
-        }
-    }
-    Json(views)
-}
-
-async fn abort(State(agent): State<Arc<Agent>>, Path(id): Path<String>) -> Result<StatusCode, Refusal> {
-    let migration = MigrationId::try_from(id).map_err(|error| Refusal(StatusCode::NOT_FOUND, error))?;
-    if agent.registry.abort(&migration) {
-        Ok(StatusCode::ACCEPTED)
-    } else {
-        Err(Refusal(
-            StatusCode::NOT_FOUND,
-            format!("no migration {migration} is under way"),
-        ))
-    }
 }
 
 async fn force_complete(
@@ -296,8 +287,24 @@ async fn migrate(
     let mover = Arc::clone(&agent);
     // A task of the agent's own, which outlives the client's connection.
     agent.tasks.spawn(async move {
-        let outcome = move_away(&mover, observer, &migration, container, &request).await;
-        drop((claim, listing));
+        let name = container.name.clone();
+        let outcome = move_away(&mover, observer.clone(), &migration, container, &request).await;
+        let (host, role) = (&mover.host.name, Role::Source);
+        let mut record = Record::new(
+            &migration,
+            role,
+            host,
+            &request.destination,
+            &name,
+            Ending::Failed,
+        );
+        record.phases = observer.spans();
+        record.total_micros = observer.elapsed_micros();
+        mover.finish(&match outcome.clone() {
+            Ok(report) => record.with_report(report),
+            Err(failure) => record.with_failure(failure),
+        });
+        drop((claim, listing, observer));
         mover.recover_rest(&migration);
         let _ = tell_end.send(outcome);
     });
@@ -432,7 +439,7 @@ impl hyper::body::Body for Lines {
 }
 
 /// A status and a sentence.
-struct Refusal(StatusCode, String);
+pub(super) struct Refusal(pub(super) StatusCode, pub(super) String);
 
 impl From<EngineError> for Refusal {
     fn from(error: EngineError) -> Self {
@@ -449,5 +456,27 @@ impl From<EngineError> for Refusal {
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         (self.0, Json(ErrorView { error: self.1 })).into_response()
+    }
+}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn each_route_is_described_and_nothing_else_is() {
+        let described: serde_json::Value =
+            serde_json::from_str(include_str!("../../../docs/openapi.json")).unwrap();
+        let paths = described["paths"].as_object().unwrap();
+        let described: BTreeSet<(&str, &str)> = paths
+            .iter()
+            .flat_map(|(path, methods)| {
+                let methods = methods.as_object().unwrap();
+                methods.keys().map(move |method| (method.as_str(), path.as_str()))
+            })
+            .collect();
+        let served: BTreeSet<(&str, &str)> =
+            ROUTES.iter().map(|(method, path, _)| (*method, *path)).collect();
+        assert_eq!(described, served);
     }
 }

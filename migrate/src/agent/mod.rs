@@ -4,8 +4,10 @@
 //! It holds no migration logic: `source`, `destination` and `recovery` do. It decides only who may begin one.
 
 pub mod api;
+pub mod migrations;
 pub mod peers;
 pub mod registry;
+pub mod rescue;
 
 use std::fs;
 use std::io;
@@ -26,8 +28,10 @@ use crate::engine::containerd::Containerd;
 use crate::engine::docker::Docker;
 use crate::engine::set::Engines;
 use crate::engine::{containerd, docker};
+use crate::history::{Ending, History, Record};
 use crate::host::{Host, Tools};
-use crate::journal::Found;
+use crate::journal::{Found, Opened};
+use crate::metrics::Metrics;
 use crate::pages::serve::Board;
 use crate::places::{MigrationId, Places};
 use crate::recovery;
@@ -72,6 +76,12 @@ pub struct Agent {
     pub tls: PathBuf,
     /// Moves under way.
     pub registry: Registry,
+    /// Moves that are over.
+    pub history: History,
+    /// What was counted of them.
+    pub metrics: Metrics,
+    /// Held while a human's decision is carried out: one at a time.
+    rescues: tokio::sync::Mutex<()>,
     /// Cancelled when the agent is to stop.
     pub stop: CancellationToken,
     /// Every move and recovery runs in here.
@@ -105,6 +115,15 @@ pub async fn run(config: AgentConfig, stop: CancellationToken) -> Result<(), Age
             containerd::DEFAULT_SOCKET,
         ))),
     ]);
+    let history = History::at(&places);
+    let metrics_listener = match config.metrics_listen {
+        Some(address) => Some(
+            TcpListener::bind(address)
+                .await
+                .map_err(failed(format!("listening on {address} for metrics")))?,
+        ),
+        None => None,
+    };
     let peers = Arc::new(TlsPeers::new(identity, config.peers));
     let agent = Arc::new(Agent {
         host: Arc::new(Host {
@@ -121,6 +140,9 @@ pub async fn run(config: AgentConfig, stop: CancellationToken) -> Result<(), Age
         }),
         tls: config.tls,
         registry: Registry::default(),
+        history,
+        metrics: Metrics::default(),
+        rescues: tokio::sync::Mutex::default(),
         stop: stop.clone(),
         tasks: TaskTracker::new(),
     });
@@ -129,6 +151,10 @@ pub async fn run(config: AgentConfig, stop: CancellationToken) -> Result<(), Age
 
     let peers_served = tokio::spawn(peers::serve(Arc::clone(&agent), peers, remote));
     let api_served = tokio::spawn(api::serve(Arc::clone(&agent), local));
+    if let Some(listener) = metrics_listener {
+        // It has nothing to finish: it ends with the agent's process.
+        tokio::spawn(api::serve_metrics(Arc::clone(&agent), listener));
+    }
     stop.cancelled().await;
     log::info!("stopping");
     agent.tasks.close();
@@ -148,6 +174,9 @@ pub async fn run(config: AgentConfig, stop: CancellationToken) -> Result<(), Age
 impl Agent {
     /// Takes up every move that an agent before this one has left.
     fn recover_all(self: &Arc<Self>) {
+        if let Err(error) = Found::sweep(&self.host.places) {
+            log::warn!("removing what moves that are over have left: {error}");
+        }
         for found in Found::read_all(&self.host.places) {
             match found {
                 Ok(found) => self.recover(found),
@@ -158,18 +187,61 @@ impl Agent {
 
     /// Finishes or undoes a move in a task of its own.
     fn recover(self: &Arc<Self>, found: Found) {
-        let container = &found.opened.container;
-        let claim = self.registry.claim(&container.namespace, &container.id);
-        let host = Arc::clone(&self.host);
+        let opened = found.opened.clone();
+        let claim = self
+            .registry
+            .claim(&opened.container.namespace, &opened.container.id);
+        let agent = Arc::clone(self);
         let stop = self.stop.clone();
         self.tasks.spawn(async move {
             let _claim: Result<_, Busy> = claim;
             tokio::select! {
-                () = recovery::recover(host, found) => {}
+                ended = recovery::recover(Arc::clone(&agent.host), found) => {
+                    if let Some(note) = ended {
+                        agent.finish_recovered(&opened, note);
+                    }
+                }
                 // Whatever is left stays in the journal.
                 () = stop.cancelled() => {}
             }
         });
+    }
+
+    /// Remembers and counts a move whose runner has ended.
+    fn finish(&self, record: &Record) {
+        self.metrics.count(record);
+        self.keep(record);
+    }
+
+    /// The same for one that recovery has brought to its end; what its runner has told stays.
+    fn finish_recovered(&self, opened: &Opened, note: &str) {
+        let (migration, name) = (&opened.migration, &opened.container.name);
+        let new = || {
+            Record::new(
+                migration,
+                opened.role,
+                &self.host.name,
+                &opened.peer,
+                name,
+                Ending::Recovered,
+            )
+        };
+        let mut record = self.history.read(migration).ok().flatten().unwrap_or_else(new);
+        record.ending = Ending::Recovered;
+        record.note = Some(note.into());
+        let mut counted = new();
+        counted.note.clone_from(&record.note);
+        self.metrics.count(&counted);
+        self.keep(&record);
+    }
+
+    fn keep(&self, record: &Record) {
+        if let Err(error) = self.history.keep(record) {
+            log::warn!(
+                "migration {}: its report cannot be kept: {error}",
+                record.migration
+            );
+        }
     }
 
     /// Takes up a move whose runner has ended and has left something to do.

@@ -18,7 +18,9 @@ use crate::drain;
 use crate::failure::{Cause, Failure};
 use crate::finding::{Code, Finding};
 use crate::frame::{self, Frame};
+use crate::history::{Ending, Record};
 use crate::host::{Duplex, Peers};
+use crate::journal::Found;
 use crate::link::Link;
 use crate::message::{Intent, Message};
 use crate::phase::{Phase, Role};
@@ -153,10 +155,23 @@ async fn take_over(agent: &Arc<Agent>, mut link: Link, migration: MigrationId, v
         return link.close().await;
     };
     let host = Arc::clone(&agent.host);
-    match destination::run(host, link, observer, migration.clone(), versions).await {
-        Ok(()) => log::info!("migration {migration} from {source} has ended"),
+    let outcome = destination::run(host, link, observer.clone(), migration.clone(), versions).await;
+    let is_broken = Found::read(&agent.host.places.of(&migration))
+        .is_ok_and(|found| found.is_some_and(|found| found.broken().is_some()));
+    let ending = if is_broken { Ending::Broken } else { Ending::Moved };
+    let (role, container) = (Role::Destination, observer.container());
+    let mut record = Record::new(&migration, role, &agent.host.name, &source, &container, ending);
+    record.phases = observer.spans();
+    record.total_micros = observer.elapsed_micros();
+    match outcome {
+        Ok(()) => {
+            log::info!("migration {migration} from {source} has ended");
+            agent.finish(&record);
+            agent.recover_rest(&migration);
+        }
         Err(failure) => {
             log::error!("migration {migration} from {source}: {failure}");
+            agent.finish(&record.with_failure(failure));
             agent.recover_rest(&migration);
         }
     }

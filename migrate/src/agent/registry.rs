@@ -39,12 +39,18 @@ pub struct MigrationView {
     pub container: String,
     /// The other host.
     pub peer: String,
-    /// `running`, or `recovering` for one whose runner is gone.
+    /// `running`; `recovering` or `broken` for one whose runner is gone; of one that is over, its ending.
     pub state: String,
     /// The phase it is in.
     pub phase: Option<Phase>,
     /// Bytes moved so far.
     pub transferred: u64,
+    /// When it ended, in milliseconds since 1970; `None` if it is not over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_unix_ms: Option<u64>,
+    /// How long the container stood still, of a source that knows it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub downtime_micros: Option<u64>,
 }
 
 /// The container has a move already.
@@ -132,17 +138,28 @@ impl Registry {
         live.is_some()
     }
 
+    /// Whether a move's runner is at it.
+    pub fn is_live(&self, migration: &MigrationId) -> bool {
+        self.table().live.contains_key(migration)
+    }
+
     /// All moves under way.
     pub fn views(&self) -> Vec<MigrationView> {
         let table = self.table();
         let view = |(migration, live): (&MigrationId, &Live)| MigrationView {
             migration: migration.to_string(),
             role: live.role,
-            container: live.container.clone(),
+            container: if live.container.is_empty() {
+                live.observer.container()
+            } else {
+                live.container.clone()
+            },
             peer: live.peer.clone(),
             state: "running".into(),
             phase: live.observer.phase(),
             transferred: live.observer.bytes(),
+            ended_unix_ms: None,
+            downtime_micros: None,
         };
         table.live.iter().map(view).collect()
     }

@@ -3,6 +3,7 @@
 mod blows;
 mod fake;
 mod faults;
+mod model;
 mod pages;
 mod plans;
 mod world;

@@ -78,6 +78,11 @@ pub(crate) async fn get<T: DeserializeOwned>(socket: &Path, path: &str) -> anyho
     Ok(serde_json::from_slice(&collect(response).await?)?)
 }
 
+/// Asks for something that is no JSON.
+pub(crate) async fn get_bytes(socket: &Path, path: &str) -> anyhow::Result<Bytes> {
+    collect(send(socket, Method::GET, path, None::<&()>).await?).await
+}
+
 /// Sends one JSON value and reads the one that answers.
 pub(crate) async fn post<T: DeserializeOwned>(
     socket: &Path,

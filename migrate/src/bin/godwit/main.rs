@@ -10,10 +10,10 @@ mod findings;
 mod force;
 mod logger;
 mod migrate;
+mod migrations;
 mod order;
 mod plan;
 mod setup;
-mod show;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -92,10 +92,12 @@ enum Command {
         #[command(flatten)]
         agent: AgentSocket,
     },
-    /// List the moves under way on this host.
+    /// List the moves of this host, show one, or give one up.
     Migrations {
+        #[command(subcommand)]
+        order: Option<migrations::Order>,
         /// Print JSON.
-        #[arg(long)]
+        #[arg(long, global = true)]
         json: bool,
         #[command(flatten)]
         agent: AgentSocket,
@@ -117,7 +119,7 @@ enum Command {
 #[derive(Debug, clap::Args)]
 struct AgentSocket {
     /// The agent's local socket.
-    #[arg(long, default_value = "/run/godwit/agent.sock")]
+    #[arg(long, global = true, default_value = "/run/godwit/agent.sock")]
     socket: PathBuf,
 }
 
@@ -166,8 +168,11 @@ fn main() -> ExitCode {
             config,
             agent,
         } => block_on(doctor::run(&agent.socket, &config, peer.as_deref(), json)),
-        Command::Migrations { json, agent } => block_on(show::migrations(&agent.socket, json)),
         Command::ForceComplete { migration, agent } => block_on(force::complete(&agent.socket, &migration)),
+        Command::Migrations { order, json, agent } => {
+            let order = order.unwrap_or(migrations::Order::List);
+            block_on(migrations::run(&agent.socket, order, json))
+        }
         Command::Setup(order) => setup::run(&order),
         Command::Ca(command) => run_ca(command).map(|()| ExitCode::SUCCESS),
     };
