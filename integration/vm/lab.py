@@ -28,7 +28,7 @@ IMAGE = "dirty:latest"
 # A daemon's start is a second's work, here some ten.
 READY_DEADLINE_SECONDS = 120.0
 MOVE_DEADLINE_SECONDS = 180.0
-REFUSED = 4
+SLOW = ("` hangs", "did not answer at")
 PLANS = 5
 # What a host starts, in this order, and the socket that shows that it is ready.
 DAEMONS = {
@@ -154,12 +154,12 @@ class Lab:
              struck: Callable[[dict], bool] = lambda _: False, strike: Callable[[], None] = lambda: None) -> "Move":  # fmt: skip
         """Moves a container; at the first event that `struck` is true for, `strike` is done.
 
-        Asked for again where the plan says no only because a program took too long to say its version: a machine that is
-        interpreted beside a build stands still for seconds.
+        Asked for again where it ended before anything was touched because a program or the other host took too long to
+        answer: a machine that is interpreted beside a build stands still for seconds.
         """
         for _ in range(PLANS):
             move = Move(source, target, name, options, struck, strike)
-            if move.code != REFUSED or "` hangs" not in move.message:
+            if move.code == 0 or not any(words in move.message for words in SLOW):
                 break
         return move
 

@@ -157,7 +157,8 @@ mod tests {
         for page in memory[offset..offset + length].chunks_mut(PAGE_BYTES) {
             page[0] = black_box(1);
         }
-        black_box(memory[offset + 2 * length]);
+        let only_read = first + (32 << 20);
+        black_box(memory[only_read - memory.as_ptr() as usize]);
         let seen = scan(std::process::id()).unwrap();
         let all = |start: usize, bytes: usize| {
             Extents::of([Range {
@@ -167,6 +168,8 @@ mod tests {
         };
         let written = all(first, length);
         assert_eq!(seen.present.both(&written), written);
+        let zeros = seen.present.both(&all(only_read, PAGE_BYTES));
+        assert!(zeros.is_empty(), "{zeros:?}");
         let clean = seen.clean.without(&seen.present);
         assert!(clean.is_empty(), "{clean:?} is clean and does not exist");
     }

@@ -71,3 +71,79 @@ pub(crate) fn look(thread: i32) -> io::Result<Option<Traced>> {
         },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::process::{Child, Command};
+    use std::thread;
+    use std::time::{Duration, Instant};
+
+    use nix::sys::signal::{Signal, kill};
+    use nix::unistd::Pid;
+
+    fn until<T>(what: &str, mut done: impl FnMut() -> Option<T>) -> T {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            if let Some(value) = done() {
+                return value;
+            }
+            assert!(Instant::now() < deadline, "{what}");
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// A shell that says that it is ready, and what signal has come.
+    fn shell(directory: &tempfile::TempDir) -> Child {
+        let script = "trap 'echo came >said' USR1; echo ready >said; while :; do :; done";
+        let child = Command::new("sh")
+            .args(["-c", script])
+            .current_dir(directory.path())
+            .spawn()
+            .unwrap();
+        until("the shell", || (said(directory) == "ready").then_some(()));
+        child
+    }
+
+    fn said(directory: &tempfile::TempDir) -> String {
+        let text = fs::read_to_string(directory.path().join("said")).unwrap_or_default();
+        text.trim().to_owned()
+    }
+
+    #[test]
+    fn a_signal_that_a_thread_meets_on_the_way_to_its_stop_is_given_to_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut child = shell(&directory);
+        let pid = child.id().cast_signed();
+        seize(pid).unwrap();
+        kill(Pid::from_raw(pid), Signal::SIGUSR1).unwrap();
+        let stopped = until("its stop", || look(pid).unwrap());
+        let signal = Signal::SIGUSR1 as i32;
+        assert_eq!(stopped, Traced::Stopped { signal });
+        assert_eq!(said(&directory), "ready", "it has not been given it yet");
+        detach(pid, signal).unwrap();
+        until("the signal", || (said(&directory) == "came").then_some(()));
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn a_thread_that_is_asked_to_stop_has_met_none_and_one_that_has_ended_is_told() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut child = shell(&directory);
+        let pid = child.id().cast_signed();
+        seize(pid).unwrap();
+        assert_eq!(look(pid).unwrap(), None, "it runs");
+        interrupt(pid).unwrap();
+        assert_eq!(
+            until("its stop", || look(pid).unwrap()),
+            Traced::Stopped { signal: 0 }
+        );
+        child.kill().unwrap();
+        assert_eq!(until("its end", || look(pid).unwrap()), Traced::Ended);
+        assert_eq!(look(pid).unwrap(), Some(Traced::Ended), "there is no such thread");
+        // Its end was taken by the look at it.
+        assert!(child.wait().is_err());
+    }
+}
