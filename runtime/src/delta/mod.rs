@@ -27,9 +27,7 @@ mod beneath;
 mod index;
 mod operation;
 #[cfg(test)]
-mod tests_hostile;
-#[cfg(test)]
-mod tests_overlay;
+mod tests;
 mod upper;
 mod write;
 

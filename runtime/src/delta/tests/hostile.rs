@@ -6,8 +6,8 @@ use std::path::Path;
 
 use proptest::prelude::*;
 
-use super::operation::{Chunk, MAGIC, Metadata, NodeKind, Operation, Times};
-use super::{Applied, DeltaError, MAX_RECORD_BYTES, apply};
+use super::super::operation::{Chunk, MAGIC, Metadata, NodeKind, Operation, Times};
+use super::super::{Applied, DeltaError, MAX_RECORD_BYTES, apply};
 
 fn metadata() -> Metadata<'static> {
     let times = Times {
