@@ -22,7 +22,7 @@ fuzz_target!(|input: &[u8]| {
     // What a stream may try to go through.
     std::os::unix::fs::symlink("..", root.join("up")).expect("a link in memory");
     std::os::unix::fs::symlink(around.path(), root.join("out")).expect("a link in memory");
-    let _ = delta::apply(&root, &mut stream(input).as_slice());
+    let _ = delta::apply(delta::Tree::Layer(&root), &mut stream(input).as_slice());
     assert_eq!(
         fs::read(around.path().join("canary")).expect("the canary lives"),
         b"unharmed"

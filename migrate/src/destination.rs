@@ -388,7 +388,8 @@ impl Destination {
             Purpose::Files => {
                 let root = self.rootfs.clone();
                 let apply = move |input: &mut crate::bulk::ChunkReader| {
-                    delta::apply(&root, input).map_err(|error| Problem::failed(error.to_string()))
+                    delta::apply(delta::Tree::Layer(&root), input)
+                        .map_err(|error| Problem::failed(error.to_string()))
                 };
                 self.link.receive_bulk_blocking(apply).await?;
             }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use godwit_runtime::control::create_private_dir;
-use godwit_runtime::delta::{self, Index};
+use godwit_runtime::delta::{self, Index, Tree};
 use godwit_runtime::verdict::Verdict;
 use tokio::task::{JoinHandle, spawn_blocking};
 
@@ -583,7 +583,8 @@ impl Source {
     async fn send_files(&mut self) -> Result<u64, Problem> {
         let (upper, since) = (self.upper.clone(), self.sent_files.take());
         let write = move |out: &mut dyn Write| {
-            delta::write(&upper, since.as_ref(), out).map_err(|error| Problem::failed(error.to_string()))
+            delta::write(Tree::Layer(&upper), since.as_ref(), out)
+                .map_err(|error| Problem::failed(error.to_string()))
         };
         let (index, bytes) = self.link.send_bulk(Purpose::Files, write).await?;
         self.sent_files = Some(index);

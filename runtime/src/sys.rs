@@ -4,6 +4,7 @@
 pub(crate) mod pagemap;
 pub(crate) mod trace;
 pub(crate) mod userfault;
+pub(crate) mod writeback;
 
 use std::fs::File;
 use std::io;

@@ -1,4 +1,4 @@
-//! Carries a stream out beneath one directory: the mounted root of a container that does not run yet.
+//! Carries a stream out beneath one directory: the mounted root of a container that does not run yet, or a volume of it.
 //!
 //! The stream is taken for hostile: every path is checked and resolved beneath the root, a link is never followed,
 //! and nothing is allocated by a length that was not bounded first. It keeps no state between operations. It undoes
@@ -14,9 +14,9 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{self, AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 
-use super::DeltaError;
 use super::beneath::{Beneath, Place, as_overlay_note, belongs_to_host};
 use super::operation::{Chunk, MAGIC, MAX_CHUNK_BYTES, Metadata, NodeKind, Operation, Times};
+use super::{DeltaError, Tree};
 
 /// Longest path the kernel takes, without its terminator.
 const MAX_PATH_BYTES: usize = 4095;
@@ -32,10 +32,12 @@ pub struct Applied {
     pub n_sockets: u64,
 }
 
-/// Reads one stream from `input`, not a byte further, and carries it out beneath `root`.
-pub fn apply(root: &Path, input: &mut dyn Read) -> Result<Applied, DeltaError> {
+/// Reads one stream from `input`, not a byte further, and carries it out beneath the top of `tree`.
+pub fn apply(tree: Tree<'_>, input: &mut dyn Read) -> Result<Applied, DeltaError> {
+    let top = tree.top();
     let mut run = Run {
-        root: Beneath::open(root).map_err(DeltaError::file("open the root", root))?,
+        root: Beneath::open(top).map_err(DeltaError::file("open the root", top))?,
+        is_layer: tree.is_layer(),
         input,
         after: PathBuf::from("the start"),
         applied: Applied::default(),
@@ -77,6 +79,7 @@ pub fn apply(root: &Path, input: &mut dyn Read) -> Result<Applied, DeltaError> {
 /// A stream being carried out.
 struct Run<'a> {
     root: Beneath,
+    is_layer: bool,
     input: &'a mut dyn Read,
     /// The last path the stream named, for errors.
     after: PathBuf,
@@ -264,7 +267,7 @@ impl Run<'_> {
     ) -> Result<(), DeltaError> {
         let fail = || DeltaError::file("set the extended attributes of", path);
         let wanted = &metadata.attributes;
-        if wanted.iter().any(|(name, _)| as_overlay_note(name).is_some()) {
+        if self.is_layer && wanted.iter().any(|(name, _)| as_overlay_note(name).is_some()) {
             return Err(self.malformed("an attribute that only the overlay may set"));
         }
         let found = place.attributes().map_err(fail())?;

@@ -1,4 +1,4 @@
-//! What an upper directory holds, as found by one walk, and what of it differs from an earlier walk.
+//! What a tree holds, as found by one walk, and what of it differs from an earlier walk.
 //!
 //! A file is the same if its inode, its size and the time of its last status change are. That time can stand still
 //! while a file changes (see [`Settling`]), so an entry that is too young counts as changed the next time. The walk
@@ -113,6 +113,7 @@ pub(super) fn scan(
     root: &Beneath,
     since: Option<&Index>,
     settling: Settling,
+    is_layer: bool,
 ) -> Result<(Index, BTreeSet<PathBuf>), DeltaError> {
     let mut entries = BTreeMap::new();
     let mut changed = BTreeSet::new();
@@ -127,8 +128,8 @@ pub(super) fn scan(
             let before = since
                 .filter(|_| !all_new)
                 .and_then(|since| since.entries.get(&path));
-            let Some(entry) =
-                look(&opened, &name, before, settling).map_err(DeltaError::file("look at", &path))?
+            let Some(mut entry) = look(&opened, &name, before, settling, is_layer)
+                .map_err(DeltaError::file("look at", &path))?
             else {
                 continue;
             };
@@ -137,7 +138,10 @@ pub(super) fn scan(
                 let emptied = opaque && !before.is_some_and(|before| before.is_same_inode(&entry));
                 pending.push((path.clone(), all_new || emptied));
             }
-            if !same {
+            if same {
+                // However young it is: an earlier pass has made sure that a change would have shown.
+                entry.settled = true;
+            } else {
                 changed.insert(path.clone());
             }
             entries.insert(path, entry);
@@ -186,6 +190,7 @@ fn look(
     name: &OsStr,
     before: Option<&Entry>,
     settling: Settling,
+    is_layer: bool,
 ) -> rustix::io::Result<Option<Entry>> {
     let status = match fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
         Err(error) if has_vanished(error) => return Ok(None),
@@ -202,7 +207,8 @@ fn look(
     // Only a change of the file itself can change what the overlay has noted on it.
     entry.kind = match before {
         Some(before) if before.inode == entry.inode && before.changed_at == entry.changed_at => before.kind,
-        _ => match kind(&status, &in_directory(directory.as_fd(), name)) {
+        _ if !is_layer => plain_kind(&status),
+        _ => match kind_in_layer(&status, &in_directory(directory.as_fd(), name)) {
             Err(error) if has_vanished(error) => return Ok(None),
             kind => kind?,
         },
@@ -216,20 +222,25 @@ fn look(
     Ok(Some(entry))
 }
 
-fn kind(status: &Stat, path: &Path) -> rustix::io::Result<Kind> {
-    Ok(match FileType::from_raw_mode(status.st_mode) {
-        FileType::Directory => Kind::Directory {
+fn kind_in_layer(status: &Stat, path: &Path) -> rustix::io::Result<Kind> {
+    Ok(match plain_kind(status) {
+        Kind::Directory { .. } => Kind::Directory {
             opaque: overlay_note(path, "opaque")?.is_some_and(|note| note == b"y"),
         },
-        FileType::RegularFile if status.st_size == 0 && overlay_note(path, "whiteout")?.is_some() => {
-            Kind::Whiteout
-        }
+        Kind::File if status.st_size == 0 && overlay_note(path, "whiteout")?.is_some() => Kind::Whiteout,
+        Kind::CharacterDevice if status.st_rdev == 0 => Kind::Whiteout,
+        kind => kind,
+    })
+}
+
+fn plain_kind(status: &Stat) -> Kind {
+    match FileType::from_raw_mode(status.st_mode) {
+        FileType::Directory => Kind::Directory { opaque: false },
         FileType::Symlink => Kind::SymbolicLink,
         FileType::Fifo => Kind::Fifo,
-        FileType::CharacterDevice if status.st_rdev == 0 => Kind::Whiteout,
         FileType::CharacterDevice => Kind::CharacterDevice,
         FileType::BlockDevice => Kind::BlockDevice,
         FileType::Socket => Kind::Socket,
         _ => Kind::File,
-    })
+    }
 }

@@ -1,9 +1,9 @@
-//! The writable layer of an overlay container as a stream of operations, and the way back.
+//! The writable layer of an overlay container, or a volume, as a stream of operations, and the way back.
 //!
-//! [`write`] reads an overlay's upper directory; [`apply`] carries the operations out through the *mounted* root of
-//! the other container, so that a removal means the same there whichever way that overlay expresses it. A pass
-//! returns an [`Index`]; a later pass given this index sends only what has changed since. The first pass is made
-//! while the container runs, the last while it is frozen.
+//! [`write`] reads a [`Tree`]; [`apply`] carries the operations out on the other host's. A layer is read from its
+//! overlay's upper directory and applied through the *mounted* root of the other container, so that a removal means the
+//! same there whichever way that overlay expresses it. A pass returns an [`Index`]; a later pass given this index sends
+//! only what has changed since. The first pass is made while the container runs, the last while it is frozen.
 //!
 //! # Layout of the stream (version 1)
 //!
@@ -18,7 +18,7 @@
 //!
 //! # What it refuses
 //!
-//! Renamed directories (`redirect_dir`), files whose data is elsewhere (`metacopy`) and file flags kept by the
+//! In a layer renamed directories (`redirect_dir`), files whose data is elsewhere (`metacopy`) and file flags kept by the
 //! overlay are an error, never a silent loss. Socket nodes are not carried, CRIU binds them again. Labels that
 //! belong to the host's policy (`security.selinux`) stay behind. The stream has no digest: the transport has.
 
@@ -32,7 +32,7 @@ mod upper;
 mod write;
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
@@ -41,6 +41,30 @@ pub use index::Index;
 pub use operation::{MAX_CHUNK_BYTES, MAX_RECORD_BYTES, Operation};
 pub use upper::upper_dir;
 pub use write::write;
+
+/// A tree of files to be read or written.
+#[derive(Clone, Copy, Debug)]
+pub enum Tree<'a> {
+    /// A container's own layer: to be read its overlay's upper directory, in which the overlay's notes and whiteouts mean
+    /// something; to be written its mounted root, on which nobody but the overlay may leave notes.
+    Layer(&'a Path),
+    /// A directory in its own right, such as a volume: whatever is in it is content, the layers of an overlay that the
+    /// container itself keeps there included.
+    Plain(&'a Path),
+}
+
+impl<'a> Tree<'a> {
+    /// The directory at its top.
+    fn top(self) -> &'a Path {
+        match self {
+            Self::Layer(top) | Self::Plain(top) => top,
+        }
+    }
+
+    fn is_layer(self) -> bool {
+        matches!(self, Self::Layer(_))
+    }
+}
 
 /// Why a delta could not be written or applied. All paths are relative to the container's root.
 #[derive(Debug, Error)]

@@ -1,6 +1,6 @@
-//! Reads a writable layer into a stream: removals first, then what is new or changed, parents before children.
+//! Reads a tree into a stream: removals first, then what is new or changed, parents before children.
 //!
-//! It changes nothing in the layer and locks nothing. While the container runs the result may mix moments; whatever
+//! It changes nothing in the tree and locks nothing. While the container runs the result may mix moments; whatever
 //! moved meanwhile is noted in the index as not settled, and the next pass sends it again.
 
 use std::collections::{BTreeSet, HashMap};
@@ -15,14 +15,11 @@ use std::time::Duration;
 use rustix::fs::{self, FileType, Mode, OFlags, SeekFrom, Stat};
 use rustix::io::Errno;
 
-use super::DeltaError;
 use super::beneath::{Attribute, Beneath, Place, as_overlay_note, belongs_to_host, of_descriptor};
 use super::index::{Entry, Index, Kind, Settling, has_vanished, scan};
 use super::operation::{Chunk, MAGIC, MAX_CHUNK_BYTES, Metadata, NodeKind, Operation, Times};
-
-/// A young file longer than this is synced in the first pass, which makes its change time trustworthy, so that the
-/// freeze need not send it again; shorter ones cost less to send twice than to sync.
-const SYNC_FROM_BYTES: u64 = 1024 * 1024;
+use super::{DeltaError, Tree};
+use crate::sys::writeback::write_back;
 
 /// Notes of the overlay without which a file is not what it seems.
 const UNSUPPORTED_NOTES: [(&[u8], &str); 4] = [
@@ -44,23 +41,25 @@ const UNSUPPORTED_NOTES: [(&[u8], &str); 4] = [
     ),
 ];
 
-/// Sends what `upper` holds, or what differs from `since`, and returns what the other side has then.
+/// Sends what `tree` holds, or what differs from `since`, and returns what the other side has then.
 ///
 /// The stream ends itself; `out` is flushed and can carry other things after it. On error the stream is cut short,
 /// and the other side must give up what it made of it.
-pub fn write(upper: &Path, since: Option<&Index>, out: &mut dyn Write) -> Result<Index, DeltaError> {
-    let settling = Settling::of(upper).map_err(DeltaError::file("look at the file system of", upper))?;
-    write_settled(upper, since, out, settling)
+pub fn write(tree: Tree<'_>, since: Option<&Index>, out: &mut dyn Write) -> Result<Index, DeltaError> {
+    let top = tree.top();
+    let settling = Settling::of(top).map_err(DeltaError::file("look at the file system of", top))?;
+    write_settled(tree, since, out, settling)
 }
 
 pub(super) fn write_settled(
-    upper: &Path,
+    tree: Tree<'_>,
     since: Option<&Index>,
     out: &mut dyn Write,
     settling: Settling,
 ) -> Result<Index, DeltaError> {
-    let root = Beneath::open(upper).map_err(DeltaError::file("open the writable layer", upper))?;
-    let (mut index, changed) = scan(&root, since, settling)?;
+    let (top, is_layer) = (tree.top(), tree.is_layer());
+    let root = Beneath::open(top).map_err(DeltaError::file("open the directory", top))?;
+    let (mut index, changed) = scan(&root, since, settling, is_layer)?;
     let mut pass = Pass {
         root: &root,
         out: BufWriter::with_capacity(MAX_CHUNK_BYTES, out),
@@ -70,6 +69,7 @@ pub(super) fn write_settled(
         n_operations: 0,
         first: since.is_none(),
         settling,
+        is_layer,
     };
     pass.out.write_all(&MAGIC).map_err(DeltaError::Stream)?;
     if let Some(since) = since {
@@ -101,7 +101,7 @@ impl Entry {
             Kind::File => sort.is_file(),
             Kind::SymbolicLink => sort.is_symlink(),
             Kind::Fifo => sort.is_fifo(),
-            Kind::CharacterDevice => sort.is_char_device() && status.st_rdev != 0,
+            Kind::CharacterDevice => sort.is_char_device(),
             Kind::BlockDevice => sort.is_block_device(),
             Kind::Socket | Kind::Whiteout => false,
         };
@@ -127,6 +127,7 @@ struct Pass<'a> {
     /// Whether there was no pass before, so that the container surely runs.
     first: bool,
     settling: Settling,
+    is_layer: bool,
 }
 
 impl Pass<'_> {
@@ -208,7 +209,7 @@ impl Pass<'_> {
         if !entry.is_still(&status) {
             return Err(Sending::Vanished);
         }
-        let attributes = portable_attributes(path, &place)?;
+        let attributes = self.portable_attributes(path, &place)?;
         let metadata = metadata(&status, &attributes);
         let path_bytes = to_bytes(path);
         let operation = match entry.kind {
@@ -263,9 +264,9 @@ impl Pass<'_> {
             .map_err(|error| fail(error.into()))?;
         let size = fs::fstat(&file).map_err(|error| fail(error.into()))?.st_size as u64;
         let mut settled = entry.settled;
-        let can_sync = self.first && self.settling.mapping != Duration::MAX;
-        if !settled && can_sync && entry.size >= SYNC_FROM_BYTES {
-            file.sync_data().map_err(fail)?;
+        // Before it is read: from here on a store to a mapping of it changes the time, and the freeze need not send it again.
+        let has_write_back = self.settling.mapping != Duration::MAX;
+        if !settled && self.first && has_write_back && write_back(&file).is_ok() {
             settled = Settling::is_past(entry.changed_at, self.settling.clock);
         }
         self.put(&Operation::File {
@@ -339,10 +340,12 @@ impl Pass<'_> {
         let status = status
             .ok_or(Errno::NOENT)
             .map_err(DeltaError::file("look at", "/"))?;
-        let attributes = portable_attributes(top, &place).map_err(|error| match error {
-            Sending::Failed(error) => error,
-            Sending::Vanished => DeltaError::file("look at", "/")(Errno::NOENT),
-        })?;
+        let attributes = self
+            .portable_attributes(top, &place)
+            .map_err(|error| match error {
+                Sending::Failed(error) => error,
+                Sending::Vanished => DeltaError::file("look at", "/")(Errno::NOENT),
+            })?;
         let n_sockets = index
             .entries
             .values()
@@ -356,6 +359,42 @@ impl Pass<'_> {
         self.put(&end)?;
         self.out.flush().map_err(DeltaError::Stream)
     }
+
+    /// The extended attributes that mean the same on another host.
+    fn portable_attributes(&self, path: &Path, place: &Place<'_>) -> Result<Vec<Attribute>, Sending> {
+        let mut attributes = place.attributes().map_err(|error| Sending::from(path, error))?;
+        attributes.retain(|(name, _)| !belongs_to_host(name));
+        if self.is_layer {
+            for (name, _) in &attributes {
+                check_note(path, name)?;
+            }
+            attributes.retain(|(name, _)| as_overlay_note(name).is_none());
+        }
+        Ok(attributes)
+    }
+}
+
+/// Refuses a file of a layer that is not what it seems.
+fn check_note(path: &Path, attribute: &[u8]) -> Result<(), DeltaError> {
+    let Some(note) = as_overlay_note(attribute) else {
+        return Ok(());
+    };
+    let refuse = |reason| {
+        let path = path.into();
+        Err(DeltaError::Unsupported { path, reason })
+    };
+    if let Some((_, reason)) = UNSUPPORTED_NOTES
+        .iter()
+        .find(|(unsupported, _)| *unsupported == note)
+    {
+        return refuse(reason);
+    }
+    if note.starts_with(b"overlay.") {
+        return refuse(
+            "it belongs to an overlay that the container itself has on its root; use a volume for that",
+        );
+    }
+    Ok(())
 }
 
 /// Why a name was not sent.
@@ -384,33 +423,6 @@ impl From<DeltaError> for Sending {
 enum Contents {
     Unreadable(io::Error),
     Unsent(io::Error),
-}
-
-/// The extended attributes that mean the same on another host.
-fn portable_attributes(path: &Path, place: &Place<'_>) -> Result<Vec<Attribute>, Sending> {
-    let mut attributes = place.attributes().map_err(|error| Sending::from(path, error))?;
-    for (name, _) in &attributes {
-        let Some(note) = as_overlay_note(name) else {
-            continue;
-        };
-        if let Some((_, reason)) = UNSUPPORTED_NOTES
-            .iter()
-            .find(|(unsupported, _)| *unsupported == note)
-        {
-            return Err(Sending::Failed(DeltaError::Unsupported {
-                path: path.into(),
-                reason,
-            }));
-        }
-        if note.starts_with(b"overlay.") {
-            return Err(Sending::Failed(DeltaError::Unsupported {
-                path: path.into(),
-                reason: "it belongs to an overlay that the container itself has on its root; use a volume for that",
-            }));
-        }
-    }
-    attributes.retain(|(name, _)| as_overlay_note(name).is_none() && !belongs_to_host(name));
-    Ok(attributes)
 }
 
 fn metadata<'a>(status: &Stat, attributes: &'a [Attribute]) -> Metadata<'a> {

@@ -4,10 +4,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::thread;
+use std::time::Duration;
 
 use rustix::fs::XattrFlags;
 
-use super::super::{DeltaError, upper_dir, write};
+use super::super::{DeltaError, Tree, upper_dir, write};
 use super::acts::{Act, any_act, perform};
 use super::overlay::{Pair, TICK};
 
@@ -46,10 +47,23 @@ fn a_young_file_is_sent_again_because_its_time_may_stand_still() {
     let Some(pair) = Pair::new() else { return };
     fs::write(pair.source.merged.join("young"), vec![7; 500_000]).unwrap();
     let mut stream = Vec::new();
-    let index = write(&pair.source.upper, None, &mut stream).unwrap();
+    let index = write(Tree::Layer(&pair.source.upper), None, &mut stream).unwrap();
     stream.clear();
-    write(&pair.source.upper, Some(&index), &mut stream).unwrap();
+    write(Tree::Layer(&pair.source.upper), Some(&index), &mut stream).unwrap();
     assert!(stream.len() > 500_000);
+}
+
+#[test]
+fn a_file_that_is_a_moment_old_is_sent_once() {
+    let Some(pair) = Pair::new() else { return };
+    fs::write(pair.source.merged.join("settled"), vec![7; 500_000]).unwrap();
+    thread::sleep(Duration::from_millis(150));
+    let mut index = pair.careful_pass(None);
+    for later in 0..3 {
+        let mut stream = Vec::new();
+        index = write(Tree::Layer(&pair.source.upper), Some(&index), &mut stream).unwrap();
+        assert!(stream.len() < 1000, "{} bytes {later} passes later", stream.len());
+    }
 }
 
 #[test]
@@ -76,7 +90,7 @@ fn what_cannot_be_carried_is_an_error_and_no_silent_loss() {
     let path = pair.source.upper.join("renamed");
     fs::create_dir(&path).unwrap();
     rustix::fs::lsetxattr(&path, "trusted.overlay.redirect", b"/a", XattrFlags::empty()).unwrap();
-    let error = write(&pair.source.upper, None, &mut Vec::new()).unwrap_err();
+    let error = write(Tree::Layer(&pair.source.upper), None, &mut Vec::new()).unwrap_err();
     assert!(
         matches!(&error, DeltaError::Unsupported { path, .. } if path == Path::new("renamed")),
         "{error}"
@@ -89,7 +103,7 @@ fn the_overlays_own_notes_are_not_sent() {
     let Some(pair) = Pair::new() else { return };
     fs::write(pair.source.merged.join("a/b/a"), "copied up").unwrap();
     let mut stream = Vec::new();
-    write(&pair.source.upper, None, &mut stream).unwrap();
+    write(Tree::Layer(&pair.source.upper), None, &mut stream).unwrap();
     assert!(!stream.windows(16).any(|bytes| bytes == b"trusted.overlay."));
 }
 

@@ -7,7 +7,7 @@ use std::path::Path;
 use proptest::prelude::*;
 
 use super::super::operation::{Chunk, MAGIC, Metadata, NodeKind, Operation, Times};
-use super::super::{Applied, DeltaError, MAX_RECORD_BYTES, apply};
+use super::super::{Applied, DeltaError, MAX_RECORD_BYTES, Tree, apply};
 
 fn metadata() -> Metadata<'static> {
     let times = Times {
@@ -127,7 +127,7 @@ fn apply_to_fresh(mut bytes: &[u8]) -> Result<Applied, DeltaError> {
     fs::write(outside.join("precious"), "kept").unwrap();
     symlink("../outside", root.join("way-out")).unwrap();
     let before = fs::metadata(&outside).unwrap();
-    let result = apply(&root, &mut bytes);
+    let result = apply(Tree::Layer(&root), &mut bytes);
     let after = fs::metadata(&outside).unwrap();
     assert_eq!(
         (before.ctime(), before.ctime_nsec()),
@@ -150,7 +150,7 @@ fn a_stream_ends_where_it_says_and_nothing_behind_it_is_read() {
     let mut bytes = small_stream();
     bytes.extend(b"the next message");
     let mut input = bytes.as_slice();
-    let applied = apply(root.path(), &mut input).unwrap();
+    let applied = apply(Tree::Layer(root.path()), &mut input).unwrap();
     assert_eq!(input, b"the next message");
     assert_eq!((applied.n_operations, applied.content_bytes), (7, 8));
     let file = fs::metadata(root.path().join("h")).unwrap();

@@ -7,4 +7,5 @@ mod description;
 mod histories;
 mod hostile;
 mod overlay;
+mod plain;
 mod random;

@@ -15,7 +15,7 @@ use tempfile::TempDir;
 
 use super::super::index::Settling;
 use super::super::write::write_settled;
-use super::super::{Index, apply, write};
+use super::super::{Index, Tree, apply, write};
 use super::description::{assert_as_sparse, describe};
 
 /// Longer than a tick of any kernel's clock, so that the next change has another time.
@@ -94,7 +94,7 @@ impl Pair {
     pub(super) fn pass(&self, since: Option<&Index>) -> (Index, usize) {
         thread::sleep(TICK);
         let mut stream = Vec::new();
-        let index = write_settled(&self.source.upper, since, &mut stream, TRUSTING).unwrap();
+        let index = write_settled(Tree::Layer(&self.source.upper), since, &mut stream, TRUSTING).unwrap();
         self.take(&stream);
         (index, stream.len())
     }
@@ -102,14 +102,14 @@ impl Pair {
     /// A pass as moves make it, which sends again what is too young to be trusted: here, nearly all.
     pub(super) fn careful_pass(&self, since: Option<&Index>) -> Index {
         let mut stream = Vec::new();
-        let index = write(&self.source.upper, since, &mut stream).unwrap();
+        let index = write(Tree::Layer(&self.source.upper), since, &mut stream).unwrap();
         self.take(&stream);
         index
     }
 
     fn take(&self, stream: &[u8]) {
         let mut input = stream;
-        apply(&self.destination.merged, &mut input).unwrap();
+        apply(Tree::Layer(&self.destination.merged), &mut input).unwrap();
         assert!(input.is_empty());
     }
 

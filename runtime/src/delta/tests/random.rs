@@ -22,7 +22,7 @@ fn any_round() -> impl Strategy<Value = Round> {
     (acts, any::<bool>()).prop_map(|(acts, is_careful)| Round { acts, is_careful })
 }
 
-fn config() -> ProptestConfig {
+pub(super) fn config() -> ProptestConfig {
     let wanted = std::env::var("PROPTEST_CASES")
         .ok()
         .and_then(|cases| cases.parse().ok());
