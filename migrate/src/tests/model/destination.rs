@@ -162,7 +162,14 @@ impl Rules {
             ..marks
         };
         next.destination.journal = Some(marks);
-        if world.destination.agent == Agent::Idle {
+        // As the local API does: what is at rest is taken up anew.
+        if matches!(
+            world.destination.agent,
+            Agent::Idle | Agent::Live(State::Broken) | Agent::Recovering(State::Broken)
+        ) {
+            if matches!(world.destination.agent, Agent::Live(_)) {
+                next.to_source.ended = true;
+            }
             let found = (self.destination_found)(marks, world.destination.verdict);
             next.destination.agent = Agent::Recovering(found);
         }
