@@ -185,9 +185,15 @@ pub async fn start_afresh(host: &Host, container: &Container) -> Result<(), Stri
         }
         engine.rearm_restart(container).await
     };
-    start
-        .await
-        .map_err(|error| format!("starting it afresh: {error}"))
+    match start.await {
+        // Somebody has removed it meanwhile: there is nothing to start.
+        Err(EngineError::NoSuchContainer(name)) => {
+            log::warn!("{name} is not started afresh: it was removed");
+            Ok(())
+        }
+        Err(error) => Err(format!("starting it afresh: {error}")),
+        Ok(()) => Ok(()),
+    }
 }
 
 /// Lets the engine start a container again as it was described.
