@@ -164,17 +164,27 @@ impl Doomed {
     }
 }
 
-/// Whether a child of `parent` has ended and `parent` has not taken notice.
-pub(crate) fn has_unnoticed_end(parent: i32) -> bool {
+/// Whether a child of `parent` was killed and `parent` has not taken notice. One that has ended by itself does not count:
+/// `parent` may only be slow to look.
+pub(crate) fn has_unnoticed_kill(parent: i32) -> bool {
     // Each child is its thread's. Nothing of it is there any more when `parent` itself has ended.
     let threads = fs::read_dir(format!("/proc/{parent}/task")).into_iter().flatten();
     threads.flatten().any(|thread| {
         let children = fs::read_to_string(thread.path().join("children")).unwrap_or_default();
         children.split_whitespace().any(|child| {
             let stat = fs::read_to_string(format!("/proc/{child}/stat")).unwrap_or_default();
-            parse(&stat).is_some_and(|line| line.has_ended)
+            parse(&stat).is_some_and(|line| line.has_ended) && was_killed(&stat)
         })
     })
+}
+
+/// Whether the status with which a process has ended, the last field of its `/proc/PID/stat`, is that of a signal.
+fn was_killed(stat: &str) -> bool {
+    let status = stat
+        .split_whitespace()
+        .next_back()
+        .and_then(|field| field.parse::<i32>().ok());
+    status.is_some_and(|status| nix::libc::WIFSIGNALED(status))
 }
 
 fn table() -> io::Result<Table> {
@@ -269,20 +279,28 @@ mod tests {
     }
 
     #[test]
-    fn an_end_is_unnoticed_until_it_is_waited_for() {
+    fn a_kill_is_unnoticed_until_it_is_waited_for_and_an_end_is_none() {
         // What a shell has started and has then forgotten by becoming another program.
-        let script = "sleep 0.1 & exec sleep 300";
-        let mut shell = Command::new("sh").args(["-c", script]).spawn().unwrap();
-        let pid = shell.id().cast_signed();
-        assert!(!has_unnoticed_end(pid));
-        let deadline = Instant::now() + Duration::from_secs(30);
-        while !has_unnoticed_end(pid) {
-            assert!(Instant::now() < deadline);
-            std::thread::yield_now();
+        for (child, is_kill) in [("exit 1", false), ("kill -9 $$", true)] {
+            let script = format!("sh -c '{child}' & exec sleep 300");
+            let mut shell = Command::new("sh").args(["-c", &script]).spawn().unwrap();
+            let pid = shell.id().cast_signed();
+            let ended = || {
+                super::table()
+                    .unwrap()
+                    .values()
+                    .any(|line| line.parent == pid && line.has_ended)
+            };
+            let deadline = Instant::now() + Duration::from_secs(30);
+            while !ended() {
+                assert!(Instant::now() < deadline);
+                std::thread::yield_now();
+            }
+            assert_eq!(has_unnoticed_kill(pid), is_kill, "{child}");
+            shell.kill().unwrap();
+            shell.wait().unwrap();
+            assert!(!has_unnoticed_kill(pid));
         }
-        shell.kill().unwrap();
-        shell.wait().unwrap();
-        assert!(!has_unnoticed_end(pid));
     }
 
     #[test]

@@ -25,7 +25,7 @@ use crate::gate::{GateRecord, Report};
 use crate::hold::{HoldRecord, POST_RESTORE};
 use crate::image::{Manifest, NetworkOwner, metadata_bytes};
 use crate::options::{CheckpointOptions, Layer, Tcp};
-use crate::processes::{Doomed, Known, has_unnoticed_end};
+use crate::processes::{Doomed, Known, has_unnoticed_kill};
 use crate::runc::{RuncError, Streams};
 use crate::spec::Spec;
 use crate::verdict::{self, Verdict};
@@ -86,8 +86,8 @@ pub struct Restore {
     runc_pid: i32,
     log_limit: u64,
     log_check: Interval,
-    /// Whether CRIU had ended at the last look, unnoticed by runC.
-    criu_had_ended: bool,
+    /// Whether CRIU had been killed at the last look, unnoticed by runC.
+    criu_was_killed: bool,
     /// Where `aborted` may appear before the holder is there to read it.
     early_verdict: Option<PathBuf>,
     call: Pin<Box<dyn Future<Output = Result<(), RuncError>> + Send>>,
@@ -202,7 +202,7 @@ impl Restore {
             runc_pid,
             log_limit,
             log_check,
-            criu_had_ended: false,
+            criu_was_killed: false,
             early_verdict: request.verdict.clone(),
             call,
             clock: Clock::start(),
@@ -314,9 +314,10 @@ impl Restore {
                 );
                 return Err(self.give_up(reason).await);
             }
-            // runC waits for words on a socket that CRIU's children hold open; when CRIU ends by itself, runC notices at once.
-            let has_ended = has_unnoticed_end(self.runc_pid);
-            if std::mem::replace(&mut self.criu_had_ended, has_ended) && has_ended {
+            // runC waits for words on a socket that CRIU's children hold open. When CRIU ends by itself, runC hears of it, and to
+            // end the container of a restore that has succeeded would be the worst that can be done.
+            let is_killed = has_unnoticed_kill(self.runc_pid);
+            if std::mem::replace(&mut self.criu_was_killed, is_killed) && is_killed {
                 let reason = "CRIU was killed, or has crashed: look into the kernel's log";
                 return Err(self.give_up(reason.into()).await);
             }
