@@ -30,6 +30,9 @@ use crate::protocol::Word;
 use crate::protocol::destination::{Answer, told_committed};
 use crate::shim::ShimClient;
 
+/// The states of a container without tasks, in the words of the shim.
+const ENDED: [&str; 2] = ["stopped", "deleted"];
+
 /// Finishes or undoes a move that was found in the journals; returns when nothing of it is left.
 ///
 /// Waits for the other host for as long as that takes: the caller gives it a task of its own.
@@ -180,7 +183,9 @@ pub async fn start_afresh(host: &Host, container: &Container) -> Result<(), Stri
     };
     let start = async {
         let engine = host.engines.of(&container.engine)?;
-        if !engine.inspect(&asked_for).await?.running {
+        // An engine hears of an end after we do: what it takes for running it would not start.
+        if !(engine.inspect(&asked_for).await?.running && has_tasks(host, &itself).await) {
+            engine.retire(container).await?;
             engine.start(&itself, container).await?;
         }
         engine.rearm_restart(container).await
@@ -193,6 +198,21 @@ pub async fn start_afresh(host: &Host, container: &Container) -> Result<(), Stri
         }
         Err(error) => Err(format!("starting it afresh: {error}")),
         Ok(()) => Ok(()),
+    }
+}
+
+/// Whether a shim has tasks of the container, by its own word.
+async fn has_tasks(host: &Host, created: &Created) -> bool {
+    let shim = host
+        .shims
+        .find(Role::Source, &created.namespace, &created.id)
+        .await;
+    match shim {
+        Ok(Some(shim)) => shim
+            .inspect()
+            .await
+            .is_ok_and(|view| !ENDED.contains(&view.state.as_str())),
+        Ok(None) | Err(_) => false,
     }
 }
 
