@@ -32,7 +32,7 @@ release-shim: setup ## build the shim as it is installed: small, static, optimis
 	RUSTFLAGS="$(LEAN)" cargo build --release --locked --package godwit-shim --target $(HOST)
 
 release: release-shim ## build everything as it is installed
-	cargo build --release --locked --package godwit --target $(HOST)
+	cargo build --release --locked --package godwit --package godwit-lens --target $(HOST)
 
 lint: setup $(CARGO_DENY) ## check the format, clippy and the dependencies
 	cargo fmt --all --check

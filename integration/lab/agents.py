@@ -7,6 +7,7 @@ from .hosts import Host
 from .layout import AGENT_PORT, DISK_DIR, HOST_ADDRESSES, binaries_dir
 
 BINARIES = ("godwit", "containerd-shim-godwit-v2")
+LENS = "libgodwit_lens.so"
 TLS_DIR = "/etc/godwit/tls"
 
 
@@ -16,6 +17,8 @@ def install_binaries(hosts: list[Host]) -> list[str]:
     for host in hosts:
         for name in found:
             host.install(binaries_dir() / name, f"/usr/local/bin/{name}", 0o755)
+        if (binaries_dir() / LENS).is_file():
+            host.install(binaries_dir() / LENS, f"/usr/local/lib/godwit/{LENS}", 0o755)
     return found
 
 

@@ -4,6 +4,7 @@ The container belongs to hb by then and runs there. Whatever is killed or cut, i
 memory; only what ends the container itself ends it, and never does it run with memory that is not its own.
 """
 
+import re
 import subprocess
 import sys
 import tempfile
@@ -35,6 +36,18 @@ class PostCopy(MoveTest):
         name = self.start_redis(command=(*FORGETFUL_REDIS, "redis-server", "--protected-mode", "no", "--save", "",
                                          "--enable-debug-command", "yes"))  # fmt: skip
         self.fill(MEMORY_BYTES)
+        return name
+
+    def start_program(self, program: str) -> str:
+        """A container that runs one of the programs here, once it says that it is ready."""
+        with tempfile.TemporaryDirectory() as directory:
+            source = TESTS / f"{program}.c"
+            subprocess.run(["gcc", "-static", "-O1", "-pthread", "-o", f"{directory}/{program}", source], check=True)
+            for host in self.hosts:
+                host.install(Path(directory, program), f"/srv/{program}", 0o755)
+        name = self.start("busybox:latest", f"/{program}", options=("--volume", f"/srv/{program}:/{program}:ro"))
+        self.addCleanup(lambda: self.docker("rm", "--force", name, host=self.hb, check=False))
+        self.soon("its memory", lambda: "ready" in self.logs(name))
         return name
 
     def digest(self, name: str, host=None) -> str:
@@ -86,13 +99,7 @@ class Arrives(PostCopy):
         self.kept_all(client)
 
     def test_children_and_mappings_made_meanwhile_have_the_right_memory(self) -> None:
-        with tempfile.TemporaryDirectory() as directory:
-            subprocess.run(["gcc", "-static", "-O1", "-o", f"{directory}/churn", TESTS / "churn.c"], check=True)
-            for host in self.hosts:
-                host.install(Path(directory, "churn"), "/srv/churn", 0o755)
-        name = self.start("busybox:latest", "/churn", options=("--volume", "/srv/churn:/churn:ro"))
-        self.addCleanup(lambda: self.docker("rm", "--force", name, host=self.hb, check=False))
-        self.soon("its memory", lambda: "ready" in self.logs(name))
+        name = self.start_program("churn")
         self.slow_link(SLOW_MEGABITS // 4)
         move = self.begin_move(name)
         move.until("drain")
@@ -100,6 +107,26 @@ class Arrives(PostCopy):
         self.assertEqual(0, move.end().code, move.said)
         self.soon("its verdict", lambda: "verdict" in self.logs(name, self.hb))
         self.assertIn("verdict: 0 stale, 0 wrong", self.logs(name, self.hb))
+
+    def test_large_mappings_come_as_they_are(self) -> None:
+        name = self.start_program("corners")
+        report = self.move(name).events[-1]["report"]
+        self.assertEqual("post", report["mode"])
+        self.docker("kill", "--signal", "USR1", name, host=self.hb)
+        self.soon("its verdict", lambda: "verdict" in self.logs(name, self.hb))
+        self.assertIn("verdict: 0 wrong, the child right, the stack right", self.logs(name, self.hb))
+        self.assertNotIn("nothing can be locked", self.logs(name, self.hb))
+
+    def test_criu_does_not_look_at_what_is_left_in_the_tasks(self) -> None:
+        name = self.filled_redis()
+        before = self.digest(name)
+        move = self.draining(name)
+        said = self.ha.run("sh", "-c", "cat /run/godwit/tasks/*/work-dump/dump.log").stdout
+        looked_at = [int(pages) for pages in re.findall(r"Pagemap generated: (\d+) pages", said)]
+        self.assertGreater(sum(looked_at), 0, said[-2000:])
+        self.assertLess(sum(looked_at) * 4096, MEMORY_BYTES / 4)
+        self.arrived(name, before)
+        self.assertEqual(0, move.end().code, move.said)
 
     def test_meanwhile_it_can_neither_be_moved_on_nor_checkpointed(self) -> None:
         name = self.filled_redis()

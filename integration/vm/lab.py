@@ -16,7 +16,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from lab.agents import configuration
+from lab.agents import LENS, configuration
 from lab.commands import LabError, run
 from lab.layout import HOST_ADDRESSES, binaries_dir
 
@@ -79,6 +79,9 @@ class Lab:
         (content / "bin").mkdir(parents=True)
         for name in ("godwit", "containerd-shim-godwit-v2"):
             strip_into(binaries_dir() / name, content / "bin")
+        library = content / "lib/godwit"
+        library.mkdir(parents=True)
+        strip_into(binaries_dir() / LENS, library)
         for file in ("guest.py", "guest-init.sh"):
             shutil.copyfile(HERE / file, content / file)
         program = content / "dirty"

@@ -101,6 +101,7 @@ pub async fn examine(subject: &Subject<'_>) -> Health {
     let mut findings = vec![system::kernel(&facts.kernel, &facts.architecture)];
     findings.push(system::soft_dirty(versions.soft_dirty));
     findings.extend(tools::judge(&versions));
+    findings.push(tools::lens());
     if versions.criu.is_ok() {
         findings.push(check);
     }

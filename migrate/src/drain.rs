@@ -10,6 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use godwit_runtime::image::Manifest;
+use godwit_runtime::pages::left_out;
 use godwit_runtime::verdict::{self, Verdict};
 use tokio::io::AsyncWriteExt;
 use tokio::task::spawn_blocking;
@@ -35,9 +36,11 @@ use crate::recovery;
 /// Source: the pages that the lazy dump in `image` has left in the tasks of the container whose first process is `init`.
 pub async fn open(image: &Path, init: u32, transfer: Arc<Transfer>, pacer: Pacer) -> io::Result<Pages> {
     let image = image.to_owned();
-    spawn_blocking(move || Ok(Pages::new(Memory::open(&image, init)?, transfer, pacer)))
-        .await
-        .map_err(io::Error::other)?
+    let open = move || {
+        left_out::list(&image)?;
+        Ok(Pages::new(Memory::open(&image, init)?, transfer, pacer))
+    };
+    spawn_blocking(open).await.map_err(io::Error::other)?
 }
 
 /// Source: nobody needs the tasks any more; the holder lets CRIU end.

@@ -186,6 +186,8 @@ pub enum Code {
     Criu,
     /// What CRIU can do on this kernel.
     CriuFeatures,
+    /// The library that keeps CRIU from looking at memory which it leaves where it is.
+    Lens,
     /// runC.
     Runc,
     /// nftables.

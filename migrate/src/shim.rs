@@ -226,6 +226,8 @@ impl ShimClient for TtrpcShim {
             verdict_path: order.verdict.to_string_lossy().into_owned(),
             hold_ms: u64::try_from(order.hold.as_millis()).unwrap_or(u64::MAX),
             drained_path: text(order.drained),
+            // `drain::open` lists them.
+            leave_out: order.drained.is_some(),
             tcp: match order.tcp {
                 Tcp::Established => "established".into(),
                 Tcp::Close => "close".into(),

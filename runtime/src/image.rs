@@ -84,6 +84,9 @@ impl Manifest {
         let Some(mut manifest) = Self::read(image_dir)? else {
             return Ok(());
         };
+        // It may have been sealed before.
+        manifest.files.clear();
+        manifest.digests.clear();
         for entry in fs::read_dir(image_dir)? {
             let entry = entry?;
             let name = entry.file_name().to_string_lossy().into_owned();

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
+use godwit_runtime::lens;
 use tokio::process::Command;
 use tokio::time::timeout;
 
@@ -142,6 +143,21 @@ pub fn features(versions: &Versions) -> Vec<Finding> {
         }
     };
     FEATURES.iter().map(say).collect()
+}
+
+/// Whether CRIU can be kept from looking at memory that is left in the tasks.
+pub fn lens() -> Finding {
+    match lens::installed() {
+        Some(place) => Finding::ok(Code::Lens, format!("CRIU is given {}", place.display())),
+        None => Finding::warning(
+            Code::Lens,
+            "libgodwit_lens.so is not installed: containers stand still the longer the more memory they have",
+            format!(
+                "install it as {} beside the directory of this program",
+                lens::NAME
+            ),
+        ),
+    }
 }
 
 /// CRIU's own look at this kernel.

@@ -9,6 +9,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use godwit_runtime::pages::layout::{self, Task};
+use godwit_runtime::pages::left_out::innermost_pid;
 use nix::sys::uio::{RemoteIoVec, process_vm_readv};
 use nix::unistd::Pid;
 
@@ -126,26 +127,11 @@ fn pids_in_namespace_of(init: u32) -> io::Result<HashMap<u32, i32>> {
     Ok(pids)
 }
 
-/// A process' pid in its own namespace, from `/proc/PID/status`.
-pub(super) fn innermost_pid(status: &str) -> Option<u32> {
-    let line = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
-    line.split_whitespace().last()?.parse().ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use godwit_runtime::pages::layout::Range;
     use godwit_runtime::pages::wire::PAGE_BYTES;
-
-    #[test]
-    fn the_innermost_pid_is_the_last() {
-        assert_eq!(
-            innermost_pid("Name:\tx\nNSpid:\t310\t12\t1\nNSpgid:\t1\n"),
-            Some(1)
-        );
-        assert_eq!(innermost_pid("Name:\tx\n"), None);
-    }
 
     #[test]
     fn pages_are_read_from_another_process() {

@@ -8,12 +8,13 @@ use std::fs::{self, File};
 use std::io;
 use std::time::Duration;
 
+use godwit_runtime::pages::left_out::innermost_pid;
 use godwit_runtime::pages::soft_dirty::{self, Seen};
 use godwit_runtime::pages::standstill;
 use godwit_runtime::pages::wire::PAGE_BYTES;
 use nix::errno::Errno;
 
-use super::memory::{innermost_pid, read_from};
+use super::memory::read_from;
 use crate::checks::proc::Proc;
 
 /// A task for as long as it lives: its pid alone may be another's later.

@@ -21,7 +21,9 @@ use crate::freezer::Freezer;
 use crate::gate::Report;
 use crate::hold::{self, HoldRecord, POST_DUMP, PRE_DUMP, Settled};
 use crate::image::{ImageDir, Manifest, NetworkOwner};
+use crate::lens;
 use crate::options::{CheckpointOptions, Digests, Tcp};
+use crate::pages::left_out;
 use crate::reaper::Limits;
 use crate::release::Traces;
 use crate::runc::RuncError;
@@ -61,6 +63,8 @@ pub struct Hold {
     /// Pages that can wait stay in the tasks, which stay frozen after `committed` until this file is there. None: the
     /// image holds all.
     pub drained: Option<PathBuf>,
+    /// With `drained`: CRIU need not see those pages, because whoever asked for the dump lists them (`pages::left_out`).
+    pub leave_out: bool,
 }
 
 /// How often it is looked whether the pages left in the tasks are still needed: the agent waits for the answer.
@@ -135,9 +139,18 @@ impl Dump {
             .inspect_err(|_| image.discard())
             .map_err(unready)?;
         let options = &request.options;
-        let call = site
-            .runc
-            .call("checkpoint")
+        let lens = match &request.hold {
+            Some(hold) if hold.leave_out && hold.drained.is_some() => lens::installed(),
+            _ => None,
+        };
+        let mut call = site.runc.call("checkpoint");
+        if let Some(lens) = lens {
+            call = call.variable(lens::LOADER_VARIABLE, lens).variable(
+                left_out::RECORD_VARIABLE,
+                request.image_dir.join(left_out::RECORD),
+            );
+        }
+        let call = call
             .variable(criu::CONFIG_VARIABLE, early_config)
             .option("--image-path", &request.image_dir)
             .option("--work-path", &work)

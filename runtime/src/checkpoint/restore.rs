@@ -25,6 +25,7 @@ use crate::gate::{GateRecord, Report};
 use crate::hold::{HoldRecord, POST_RESTORE};
 use crate::image::{Manifest, NetworkOwner, metadata_bytes};
 use crate::options::{CheckpointOptions, Layer, Tcp};
+use crate::pages::left_out;
 use crate::processes::{Doomed, Known, has_unnoticed_kill};
 use crate::runc::{RuncError, Streams};
 use crate::spec::Spec;
@@ -107,6 +108,11 @@ impl Restore {
                 "{} holds no checkpoint image",
                 request.image_dir.display()
             )));
+        }
+        if request.image_dir.join(left_out::RECORD).exists() {
+            return Err(refuse(
+                "the image does not list all of its pages: the dump was not finished",
+            ));
         }
         let manifest = Manifest::read(&request.image_dir).map_err(unready)?;
         if let Some(manifest) = &manifest {

@@ -13,12 +13,24 @@ use protobuf::CodedInputStream;
 use super::wire::PAGE_BYTES;
 
 /// In a pagemap entry's flags: the pages can be restored lazily.
-const PE_LAZY: u64 = 1 << 1;
+pub(super) const PE_LAZY: u64 = 1 << 1;
 /// The pages are in the image.
 const PE_PRESENT: u64 = 1 << 2;
 
+/// In a mapping's status: no mapping, but a part of one that nobody may touch (criu/include/image.h).
+const VMA_AREA_GUARD: u64 = 1 << 16;
+
+/// Flags of a mapping, as `mmap(2)` takes them.
+const MAP_PRIVATE: u64 = 0x2;
+const MAP_ANONYMOUS: u64 = 0x20;
+const MAP_LOCKED: u64 = 0x2000;
+const MAP_HUGETLB: u64 = 0x4_0000;
+
 /// End of a process' address space on all supported machines (57 bits with five levels of page tables).
 const ADDRESS_LIMIT: u64 = 1 << 57;
+
+/// What an image begins with.
+pub(super) const MAGIC_BYTES: usize = 8;
 
 /// Images of metadata are some hundred kilobytes; one for each of 16 million scattered pages would have this.
 const IMAGE_LIMIT_BYTES: u64 = 256 << 20;
@@ -87,16 +99,8 @@ fn task_ranges(image: &Path, pid: u32) -> io::Result<Vec<Range>> {
         if std::mem::take(&mut is_head) {
             return Ok(());
         }
-        let (mut address, mut compat, mut pages, mut flags) = (0, 0, None, 0);
-        fields(entry, |number, value| match (number, value) {
-            (1, Field::Number(value)) => address = value,
-            (2, Field::Number(value)) => compat = value,
-            (4, Field::Number(value)) => flags = value,
-            (5, Field::Number(value)) => pages = Some(value),
-            _ => {}
-        })?;
+        let (range, flags) = page_entry(entry)?;
         if flags & PE_LAZY != 0 && flags & PE_PRESENT == 0 {
-            let range = range(address, pages.unwrap_or(compat))?;
             if lazy.last().is_some_and(|last| last.end > range.start) {
                 return Err(damaged("pages out of order"));
             }
@@ -104,7 +108,21 @@ fn task_ranges(image: &Path, pid: u32) -> io::Result<Vec<Range>> {
         }
         Ok(())
     })?;
-    Ok(split(&lazy, &mappings(image, pid)?))
+    let mappings: Vec<Range> = mappings(image, pid)?.iter().map(|one| one.range).collect();
+    Ok(split(&lazy, &mappings))
+}
+
+/// The pages and the flags of an entry of a pagemap image.
+pub(super) fn page_entry(entry: &[u8]) -> io::Result<(Range, u64)> {
+    let (mut address, mut compat, mut pages, mut flags) = (0, 0, None, 0);
+    fields(entry, |number, value| match (number, value) {
+        (1, Field::Number(value)) => address = value,
+        (2, Field::Number(value)) => compat = value,
+        (4, Field::Number(value)) => flags = value,
+        (5, Field::Number(value)) => pages = Some(value),
+        _ => {}
+    })?;
+    Ok((range(address, pages.unwrap_or(compat))?, flags))
 }
 
 fn range(start: u64, pages: u64) -> io::Result<Range> {
@@ -119,8 +137,15 @@ fn range(start: u64, pages: u64) -> io::Result<Range> {
     }
 }
 
+/// A mapping of a task.
+pub(super) struct Mapping {
+    pub(super) range: Range,
+    /// Whether CRIU restores its pages lazily, where they are not in the image (criu/include/vma.h).
+    pub(super) can_wait: bool,
+}
+
 /// The mappings of a task, ascending.
-fn mappings(image: &Path, pid: u32) -> io::Result<Vec<Range>> {
+pub(super) fn mappings(image: &Path, pid: u32) -> io::Result<Vec<Mapping>> {
     let mut mappings = Vec::new();
     entries(&image.join(format!("mm-{pid}.img")), |entry| {
         let mut inner = Vec::new();
@@ -130,13 +155,21 @@ fn mappings(image: &Path, pid: u32) -> io::Result<Vec<Range>> {
             }
         })?;
         for message in inner {
-            let (mut start, mut end) = (0, 0);
+            let (mut start, mut end, mut flags, mut status) = (0, 0, 0, 0);
             fields(&message, |number, value| match (number, value) {
                 (1, Field::Number(value)) => start = value,
                 (2, Field::Number(value)) => end = value,
+                (6, Field::Number(value)) => flags = value,
+                (7, Field::Number(value)) => status = value,
                 _ => {}
             })?;
-            mappings.push(Range { start, end });
+            if status & VMA_AREA_GUARD == 0 {
+                let needed = MAP_ANONYMOUS | MAP_PRIVATE;
+                mappings.push(Mapping {
+                    range: Range { start, end },
+                    can_wait: flags & (needed | MAP_LOCKED | MAP_HUGETLB) == needed,
+                });
+            }
         }
         Ok(())
     })?;
@@ -173,13 +206,15 @@ enum Field {
 }
 
 /// Calls `each` with every entry of an image.
-fn entries(path: &Path, mut each: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
+pub(super) fn entries(path: &Path, mut each: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
     let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
     if fs::metadata(path).map_err(named)?.len() > IMAGE_LIMIT_BYTES {
         return Err(named(damaged("larger than any")));
     }
     let bytes = fs::read(path).map_err(named)?;
-    let mut rest = bytes.get(8..).ok_or_else(|| named(damaged("cut short")))?;
+    let mut rest = bytes
+        .get(MAGIC_BYTES..)
+        .ok_or_else(|| named(damaged("cut short")))?;
     while !rest.is_empty() {
         let (length, behind) = rest
             .split_first_chunk::<4>()
@@ -209,7 +244,7 @@ fn fields(message: &[u8], mut each: impl FnMut(u32, Field)) -> io::Result<()> {
     Ok(())
 }
 
-fn damaged(what: &str) -> io::Error {
+pub(super) fn damaged(what: &str) -> io::Error {
     io::Error::new(
         io::ErrorKind::InvalidData,
         format!("not an image of CRIU's: {what}"),
@@ -217,7 +252,7 @@ fn damaged(what: &str) -> io::Error {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use protobuf::CodedOutputStream;
 
@@ -239,7 +274,7 @@ mod tests {
         bytes
     }
 
-    fn pagemap(address: u64, pages: u64, flags: u32) -> Vec<u8> {
+    pub(in crate::pages) fn pagemap(address: u64, pages: u64, flags: u32) -> Vec<u8> {
         message(|output| {
             output.write_uint64(1, address).unwrap();
             output.write_uint32(2, pages as u32).unwrap();
@@ -248,21 +283,24 @@ mod tests {
         })
     }
 
-    fn mm(mappings: &[(u64, u64)]) -> Vec<u8> {
-        message(|output| {
+    /// An image of mappings with their flags.
+    pub(in crate::pages) fn mm_with(mappings: &[(u64, u64, u64)]) -> Vec<u8> {
+        let mm = message(|output| {
             output.write_uint64(1, 7).unwrap();
-            for (start, end) in mappings {
+            for (start, end, flags) in mappings {
                 let mapping = message(|output| {
                     output.write_uint64(1, *start).unwrap();
                     output.write_uint64(2, *end).unwrap();
+                    output.write_uint64(6, *flags).unwrap();
                     output.write_sint64(8, -1).unwrap();
                 });
                 output.write_bytes(14, &mapping).unwrap();
             }
-        })
+        });
+        image(&[mm])
     }
 
-    fn written(pagemaps: &[Vec<u8>]) -> tempfile::TempDir {
+    pub(in crate::pages) fn written(pagemaps: &[Vec<u8>]) -> tempfile::TempDir {
         let directory = tempfile::tempdir().unwrap();
         let write = |name: &str, entries: &[Vec<u8>]| {
             fs::write(directory.path().join(name), image(entries)).unwrap();
@@ -271,10 +309,8 @@ mod tests {
         let head = message(|output| output.write_uint32(1, 1).unwrap());
         write("pstree.img", &[process(1), process(9)]);
         write("pagemap-1.img", &[&[head], pagemaps].concat());
-        write(
-            "mm-1.img",
-            &[mm(&[(0x1000, 0x3000), (0x3000, 0x8000), (0x9000, 0xa000)])],
-        );
+        let mm = mm_with(&[(0x1000, 0x3000, 0), (0x3000, 0x8000, 0), (0x9000, 0xa000, 0)]);
+        fs::write(directory.path().join("mm-1.img"), mm).unwrap();
         directory
     }
 

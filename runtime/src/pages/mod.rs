@@ -11,6 +11,7 @@ pub mod extents;
 mod intake;
 pub(crate) mod keeper;
 pub mod layout;
+pub mod left_out;
 mod link;
 pub mod pager;
 mod ranges;

@@ -6,6 +6,8 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
+use nix::errno::Errno;
+
 /// The page belongs to a file, or is shared.
 pub(crate) const FILE: u64 = 1 << 2;
 /// The page is in memory.
@@ -16,6 +18,9 @@ pub(crate) const SWAPPED: u64 = 1 << 4;
 pub(crate) const ZERO: u64 = 1 << 5;
 /// The page was written to since `4` was written to `clear_refs`, or its mapping is younger.
 pub(crate) const SOFT_DIRTY: u64 = 1 << 7;
+
+/// Nothing may be touched there (`MADV_GUARD_INSTALL`); the kernel keeps that in place of a page, and tells of it since 6.15.
+const GUARD: u64 = 1 << 8;
 
 /// Regions taken by one call.
 const REGIONS: usize = 1024;
@@ -55,6 +60,7 @@ pub(crate) fn scan(
     mut each: impl FnMut(Region),
 ) -> io::Result<()> {
     let mut regions = [Region::default(); REGIONS];
+    let mut told = PRESENT | SWAPPED | ZERO | SOFT_DIRTY | GUARD;
     let mut from = start;
     while from < end {
         let mut arguments = Arguments {
@@ -69,13 +75,22 @@ pub(crate) fn scan(
             inverted: FILE,
             all_of: FILE,
             any_of: PRESENT | SWAPPED,
-            told: PRESENT | SWAPPED | ZERO | SOFT_DIRTY,
+            told,
         };
         // SAFETY: `arguments` is the kernel's structure and says its size; `regions` holds as many entries of the
         // kernel's layout as it says, and both outlive the call.
-        let n_found = unsafe { pagemap_scan(pagemap.as_raw_fd(), &raw mut arguments) }?;
-        let n_found = usize::try_from(n_found).unwrap_or(0).min(REGIONS);
-        regions[..n_found].iter().copied().for_each(&mut each);
+        let n_found = match unsafe { pagemap_scan(pagemap.as_raw_fd(), &raw mut arguments) } {
+            Ok(n_found) => usize::try_from(n_found).unwrap_or(0).min(REGIONS),
+            Err(Errno::EINVAL) if told & GUARD != 0 => {
+                told &= !GUARD;
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let found = regions[..n_found].iter().copied();
+        found
+            .filter(|region| region.categories & GUARD == 0)
+            .for_each(&mut each);
         if arguments.walk_end <= from {
             return Err(io::Error::other("the kernel's scan of pages does not advance"));
         }

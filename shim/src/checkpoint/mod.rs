@@ -77,6 +77,7 @@ impl Container for ContainerService {
                 "" => None,
                 path => Some(absolute(path)?),
             },
+            leave_out: request.leave_out,
             tcp: tcp_of(&request.tcp)?,
         };
         let held = self

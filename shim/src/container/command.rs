@@ -22,6 +22,8 @@ pub(crate) struct DumpOrder {
     pub(crate) verdict: PathBuf,
     pub(crate) hold: Duration,
     pub(crate) drained: Option<PathBuf>,
+    /// Whether who asks lists those pages by itself.
+    pub(crate) leave_out: bool,
     /// Against what the container and the host say of connections.
     pub(crate) tcp: Option<Tcp>,
 }

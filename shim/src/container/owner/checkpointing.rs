@@ -94,6 +94,7 @@ impl Owner {
             verdict: order.verdict,
             deadline: order.hold,
             drained: order.drained,
+            leave_out: order.leave_out,
         };
         let image_dir = order.image_dir.clone();
         let request = self.dump_request(order.image_dir, None, options, Some(hold));

@@ -1,0 +1,20 @@
+//! Where the lens lies, the library through which CRIU does not see memory that is left in its tasks (`lens`).
+
+use std::path::PathBuf;
+
+/// Where it lies beside the directory of our programs.
+pub const NAME: &str = "lib/godwit/libgodwit_lens.so";
+
+/// Has the dynamic loader of every program that runC starts load it.
+pub const LOADER_VARIABLE: &str = "LD_PRELOAD";
+
+/// The lens that was installed with this program. Without it a dump is as good, and takes longer.
+pub fn installed() -> Option<PathBuf> {
+    let program = std::env::current_exe().ok()?;
+    // The loader takes a name with a colon or a space for several.
+    let place = program.parent()?.parent()?.join(NAME).canonicalize().ok()?;
+    place
+        .to_str()
+        .is_some_and(|path| !path.contains([':', ' ']))
+        .then_some(place)
+}
