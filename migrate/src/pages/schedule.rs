@@ -105,9 +105,10 @@ impl Schedule {
         }
     }
 
-    /// What there is of pages that a task waits for; they will not go unasked any more. They are sent even if they are on
-    /// their way: it may be long behind much else, and their receiver may not be reading that yet.
-    pub fn asked(&mut self, wanted: Run) -> Option<Run> {
+    /// What there is of pages that a task waits for, and up to `most_before` right before them that have not gone; none of
+    /// it will go unasked any more. What is waited for is sent even if it is on its way: it may be long behind much
+    /// else, and its receiver may not be reading that yet.
+    pub fn asked(&mut self, wanted: Run, most_before: u32) -> Option<Run> {
         let (place, present) = self.present(wanted)?;
         for page in 0..u64::from(present.pages) {
             let address = present.address + page * PAGE;
@@ -115,7 +116,18 @@ impl Schedule {
                 self.ahead.insert((present.task, address));
             }
         }
-        Some(present)
+        let first = self.turns[place].range.start;
+        let mut run = present;
+        let most = (present.pages + most_before).min(MAX_PAGES);
+        while run.address > first && run.pages < most {
+            let page = run.address - PAGE;
+            if (place, page) < (self.turn, self.address) || !self.ahead.insert((run.task, page)) {
+                break;
+            }
+            run.address = page;
+            run.pages += 1;
+        }
+        Some(run)
     }
 
     /// The pages of `wanted` that there are, and the place of their range.
@@ -170,25 +182,53 @@ mod tests {
     }
 
     #[test]
+    fn what_is_before_a_page_goes_with_it_unless_it_has_gone() {
+        let mut schedule = Schedule::new(&[task(1, &[(0, 2), (100, 700)])]);
+        assert_eq!(schedule.asked(run(0, 110, 2), 4), Some(run(0, 106, 6)));
+        assert_eq!(
+            schedule.asked(run(0, 112, 1), 4),
+            Some(run(0, 112, 1)),
+            "the one before it has gone"
+        );
+        assert_eq!(
+            schedule.asked(run(0, 103, 1), 9),
+            Some(run(0, 100, 4)),
+            "to the border"
+        );
+        assert_eq!(schedule.asked(run(0, 50, 1), 9), None, "there is no such page");
+        assert_eq!(schedule.advance(), Some(run(0, 0, 2)));
+        assert_eq!(schedule.advance(), Some(run(0, 104, 2)));
+        assert_eq!(schedule.advance(), Some(run(0, 113, 256)));
+        assert_eq!(
+            schedule.asked(run(0, 300, 1), 9),
+            Some(run(0, 300, 1)),
+            "all before it has gone"
+        );
+        assert_eq!(schedule.asked(run(0, 371, 1), 9), Some(run(0, 369, 3)), "so far");
+        let rest: Vec<Run> = std::iter::from_fn(|| schedule.advance()).collect();
+        assert_eq!(rest, [run(0, 372, 256), run(0, 628, 72)]);
+    }
+
+    #[test]
     fn what_a_task_waits_for_goes_before_its_turn_and_not_again_unasked() {
         let mut schedule = Schedule::new(&[task(1, &[(0, 10)]), task(2, &[(0, 14)])]);
-        assert_eq!(schedule.asked(run(0, 4, 1)), Some(run(0, 4, 1)));
+        assert_eq!(schedule.asked(run(0, 4, 1), 0), Some(run(0, 4, 1)));
         assert_eq!(schedule.advance(), Some(run(0, 0, 4)));
         assert_eq!(
-            schedule.asked(run(0, 2, 1)),
+            schedule.asked(run(0, 2, 1), 0),
             Some(run(0, 2, 1)),
             "it may be long on its way"
         );
         assert_eq!(schedule.advance(), Some(run(0, 5, 5)));
         assert_eq!(
-            schedule.asked(run(1, 13, 9)),
+            schedule.asked(run(1, 13, 9), 0),
             Some(run(1, 13, 1)),
             "no more than there is"
         );
         assert_eq!(schedule.advance(), Some(run(1, 0, 13)));
         assert_eq!(schedule.advance(), None);
         assert_eq!(
-            schedule.asked(run(0, 2, 1)),
+            schedule.asked(run(0, 2, 1), 0),
             Some(run(0, 2, 1)),
             "who asks now has lost it"
         );
@@ -198,7 +238,7 @@ mod tests {
     fn pages_that_are_not_there_are_not_sent() {
         let mut schedule = Schedule::new(&[task(1, &[(5, 6)])]);
         for nowhere in [run(0, 4, 1), run(0, 6, 1), run(1, 5, 1)] {
-            assert_eq!(schedule.asked(nowhere), None);
+            assert_eq!(schedule.asked(nowhere, 1), None);
         }
     }
 
@@ -206,7 +246,7 @@ mod tests {
         #[test]
         fn every_page_goes_unasked_unless_it_was_asked_for_before(
             gaps in prop::collection::vec((1..400u64, 1..600u64), 1..6),
-            asked in prop::collection::vec((0..4000u64, 1..4u32, any::<bool>()), 0..60),
+            asked in prop::collection::vec((0..4000u64, 1..4u32, 0..20u32, any::<bool>()), 0..60),
         ) {
             let mut at = 0;
             let ranges: Vec<(u64, u64)> = gaps.iter().map(|(gap, length)| {
@@ -217,9 +257,9 @@ mod tests {
             let mut schedule = Schedule::new(&[task(1, &ranges)]);
             let pages = |run: Run| (run.address / PAGE)..(run.end() / PAGE);
             let (mut unasked, mut answered) = (Vec::new(), BTreeSet::new());
-            for (first, count, step) in asked {
+            for (first, count, most_before, step) in asked {
                 let before: BTreeSet<u64> = unasked.iter().copied().collect();
-                if let Some(run) = schedule.asked(run(0, first, count)) {
+                if let Some(run) = schedule.asked(run(0, first, count), most_before) {
                     answered.extend(pages(run).filter(|page| !before.contains(page)));
                 }
                 if step && let Some(run) = schedule.advance() {

@@ -31,6 +31,10 @@ const BATCH_BYTES: usize = 1 << 20;
 /// Batches read ahead of the link on each stream: one is filled while one is written.
 const BATCHES_AHEAD: usize = 2;
 
+/// Pages right before one that a task waits for, which go with it. Programs go down as well as up, and an allocator keeps what
+/// belongs together within some dozen pages: of a Redis of 1 GB this spares every second question.
+const PAGES_BEFORE: u32 = 16;
+
 /// The memory of a container that stands still here, shared by the streams that send it.
 #[derive(Debug)]
 pub struct Pages {
@@ -250,7 +254,11 @@ pub async fn answer(stream: impl AsyncRead + AsyncWrite + Unpin, pages: Arc<Page
             address: header.address,
             pages: header.pages,
         };
-        let found = pages.schedule().asked(wanted);
+        let before = match header.kind {
+            Kind::Urgent => PAGES_BEFORE,
+            _ => 0,
+        };
+        let found = pages.schedule().asked(wanted, before);
         if let Some(run) = found {
             out.clear();
             pages.pack(run, Packing::None, &mut buffer, &mut out)?;
