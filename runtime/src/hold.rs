@@ -34,7 +34,8 @@ use crate::verdict::{self, Fate, Verdict};
 /// The name the shim's binary is called by to be the holder.
 pub const NAME: &str = "hold";
 
-/// The name it is called by to be the thawer, whose argument is CRIU's pid, or the keeper, whose argument is [`KEEP`].
+/// The name it is called by to be the thawer, whose argument is CRIU's pid, the keeper, whose argument is [`KEEP`], or the
+/// announcer, whose argument begins with [`ANNOUNCE`].
 pub const THAWER_NAME: &str = "thaw";
 
 /// What a thawer is told whose CRIU has ended: no process has this pid.
@@ -42,6 +43,9 @@ pub(crate) const NOBODY: &str = "0";
 
 /// What the thawer is told to be a keeper.
 const KEEP: &str = "keep-paused";
+
+/// How what it is told to be an announcer begins; the pid of a process in the network namespace follows.
+const ANNOUNCE: &str = "announce:";
 
 /// What a holder writes to its keeper when it has paused the container again.
 const KEPT: &[u8] = b"kept";
@@ -184,7 +188,7 @@ pub fn main(called_as: &Path) -> io::Result<()> {
     if let (PRE_DUMP, Some(freezer)) = (action.as_str(), &record.freezer) {
         // Also what is paused already: the pause may have come amid a vfork.
         let frozen = if !record.paused {
-            leave_thawer(
+            leave_helper(
                 &control,
                 std::os::unix::process::parent_id().to_string(),
                 Stdio::null(),
@@ -223,7 +227,9 @@ pub fn main(called_as: &Path) -> io::Result<()> {
         if action == PRE_RESUME {
             // Not before: until CRIU has unlocked the network, what it draws would be dropped. Without it the addresses are
             // found as well, only later.
-            let _ = init_pid().and_then(gate::announce_network);
+            // By a process of its own: to close the socket that it takes waits for every processor, and CRIU would for us.
+            let _ =
+                init_pid().and_then(|pid| leave_helper(&control, format!("{ANNOUNCE}{pid}"), Stdio::null()));
         }
     }
     match (action.as_str(), &record.verdict) {
@@ -255,8 +261,11 @@ fn init_pid() -> io::Result<i32> {
 }
 
 /// Waits for CRIU's end, then settles the dump; this is a process of its own, which outlives the holder. As a keeper it
-/// waits for the holder's word or end.
+/// waits for the holder's word or end, and as an announcer it says where addresses are.
 pub fn thawer_main(called_as: &Path, argument: &str) -> io::Result<()> {
+    if let Some(pid) = argument.strip_prefix(ANNOUNCE) {
+        return gate::announce_network(pid.parse().map_err(io::Error::other)?);
+    }
     let control = ControlDir::at(called_as.parent().unwrap_or(Path::new("/")));
     let record: HoldRecord = serde_json::from_slice(&fs::read(control.join("hold.json"))?)?;
     if argument == KEEP {
@@ -287,8 +296,8 @@ fn is_running(process: &Path) -> bool {
         .is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
 }
 
-/// Starts the process that thaws when CRIU has ended, whatever ends it, or keeps what is paused.
-fn leave_thawer(control: &ControlDir, argument: impl AsRef<OsStr>, stdin: Stdio) -> io::Result<Child> {
+/// Starts the process that thaws when CRIU has ended, whatever ends it, or keeps what is paused, or announces.
+fn leave_helper(control: &ControlDir, argument: impl AsRef<OsStr>, stdin: Stdio) -> io::Result<Child> {
     Command::new("/proc/self/exe")
         .arg0(control.join(THAWER_NAME))
         .arg(argument)
@@ -302,7 +311,7 @@ fn leave_thawer(control: &ControlDir, argument: impl AsRef<OsStr>, stdin: Stdio)
 /// Lets go what was paused amid a vfork and pauses it again, as [`Freezer::freeze`] does; the keeper would, if this
 /// process were killed.
 fn freeze_kept(control: &ControlDir, freezer: &Freezer) -> io::Result<()> {
-    let mut keeper = leave_thawer(control, KEEP, Stdio::piped())?;
+    let mut keeper = leave_helper(control, KEEP, Stdio::piped())?;
     let frozen = freezer.freeze();
     if let Some(mut word) = keeper.stdin.take() {
         // On a failure the tasks are told to freeze as well. Should the keeper not hear it, it says it once more.
