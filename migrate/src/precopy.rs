@@ -14,6 +14,7 @@ use godwit_runtime::pages::wire::{Header, Kind, MAX_PAGES, PAGE_BYTES};
 use serde::{Deserialize, Serialize};
 use tokio::task::spawn_blocking;
 
+use crate::clock::Clock;
 use crate::deadlines;
 use crate::failure::Problem;
 use crate::link::{Link, joined};
@@ -96,8 +97,13 @@ impl Rounds {
         }
     }
 
-    /// Copies until it does not pay any more.
-    pub async fn run(&mut self, link: &mut Link, observer: &Observer) -> Result<(), Problem> {
+    /// Copies until it does not pay any more, or nobody wants to wait for it.
+    pub async fn run(
+        &mut self,
+        link: &mut Link,
+        observer: &Observer,
+        clock: &mut Clock,
+    ) -> Result<(), Problem> {
         while self.ended.is_none() {
             let began = Instant::now();
             let (look, missing) = match self.look().await? {
@@ -109,11 +115,15 @@ impl Rounds {
             };
             let left = missing.iter().map(|(_, pages)| pages.bytes()).sum();
             self.note_dirtied(left, began, observer);
-            self.ended = judge(&self.rounds, left, self.downtime);
+            self.ended = match judge(&self.rounds, left, self.downtime) {
+                None if observer.hurry.is_cancelled() => Some(Stop::Hurried),
+                judged => judged,
+            };
             if self.ended.is_none() {
                 observer.expect(left);
                 let round = self.send(link, missing).await?;
                 self.note_round(round, began, &look);
+                clock.step("memory-round", began);
             }
         }
         Ok(())

@@ -310,7 +310,9 @@ impl Source {
             }
         }
         if let Some(rounds) = &mut self.rounds {
-            rounds.run(&mut self.link, &self.observer).await?;
+            rounds
+                .run(&mut self.link, &self.observer, &mut self.clock)
+                .await?;
             // They may have taken long, and a round of files is short now.
             self.send_files().await?;
         }

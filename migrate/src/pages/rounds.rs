@@ -62,6 +62,8 @@ pub enum Stop {
     DoesNotShrink,
     /// There were [`MAX_ROUNDS`].
     Enough,
+    /// Somebody has said that it is to stand still now.
+    Hurried,
     /// The container's memory could not be looked at, for this reason.
     Unseen(String),
 }
@@ -75,6 +77,7 @@ impl fmt::Display for Stop {
                 "it writes to its memory about as fast as the link carries"
             ),
             Self::Enough => write!(formatter, "{MAX_ROUNDS} rounds were not enough"),
+            Self::Hurried => write!(formatter, "there were to be no more of them"),
             Self::Unseen(reason) => write!(formatter, "its memory could not be watched: {reason}"),
         }
     }

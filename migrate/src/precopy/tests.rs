@@ -11,6 +11,7 @@ use super::*;
 use crate::pages::codec::unpack;
 use crate::pages::rounds::{DEFAULT_DOWNTIME, MAX_ROUNDS};
 use crate::pages::store::Store;
+use crate::phase::Role;
 
 const PAGE: u64 = PAGE_BYTES as u64;
 
@@ -42,6 +43,8 @@ struct Fake {
     failures: usize,
     /// How long a page takes to be read.
     pace: Duration,
+    /// Cancelled when somebody wants it to stand still at once.
+    hurry: CancellationToken,
 }
 
 impl Tracker for Fake {
@@ -128,11 +131,13 @@ fn moved(fake: Fake, rest: Rest, downtime: Duration) -> Moved {
         let store = Arc::new(Store::create(&directory.path().join("kept")).unwrap());
         let (near, far) = tokio::io::duplex(1 << 16);
         let (mut near, mut far) = (Link::new(near, "hb"), Link::new(far, "ha"));
-        let pages = Arc::clone(&fake.pages);
+        let (pages, hurry) = (Arc::clone(&fake.pages), fake.hurry.clone());
         let away = async {
-            let (observer, _events) = Observer::new(CancellationToken::new());
+            let (mut observer, _events) = Observer::new(CancellationToken::new());
+            observer.hurry = hurry;
+            let mut clock = Clock::start(Role::Source);
             let mut rounds = Rounds::new(Box::new(fake), downtime);
-            rounds.run(&mut near, &observer).await.unwrap();
+            rounds.run(&mut near, &observer, &mut clock).await.unwrap();
             near.send(Message::Freezing).await.unwrap();
             let range = |number: &u64| Range {
                 start: number * PAGE,
@@ -243,6 +248,7 @@ fn writing(n_pages: u64, hot: u64, every: u64) -> Fake {
         failures: 0,
         is_frozen: false,
         pace: Duration::ZERO,
+        hurry: CancellationToken::new(),
     }
 }
 
@@ -295,6 +301,21 @@ fn what_is_written_too_fast_follows_and_none_that_is_old_is_kept() {
 }
 
 #[test]
+fn who_does_not_want_to_wait_ends_the_rounds() {
+    let mut fake = writing(1000, 1000, 4);
+    fake.pace = Duration::from_micros(100);
+    let (hurry, mut writes) = (fake.hurry.clone(), fake.writes);
+    fake.writes = Box::new(move |pages| {
+        hurry.cancel();
+        writes(pages);
+    });
+    let moved = moved(fake, Rest::Now, Duration::from_millis(151));
+    assert_eq!(moved.account.rounds.len(), 1, "the one that was under way");
+    assert!(moved.account.ended.contains("no more"), "{}", moved.account.ended);
+    assert!(moved.is_complete && moved.kept == moved.held);
+}
+
+#[test]
 fn a_container_that_cannot_be_watched_is_moved_all_the_same() {
     let mut fake = writing(100, 1, 1 << 40);
     fake.failures = LOOKS;
@@ -339,7 +360,7 @@ proptest! {
             }
         };
         let fake = Fake { pages: memory(32), writes: Box::new(writes), failures: 0,
-        is_frozen: false, pace: Duration::ZERO };
+        is_frozen: false, pace: Duration::ZERO, hurry: CancellationToken::new() };
         let rest = if short { Rest::NowIfShort } else { Rest::Now };
         let moved = moved(fake, rest, Duration::ZERO);
         prop_assert_eq!(moved.is_complete, moved.following.is_empty());
