@@ -146,18 +146,12 @@ fn whole(record: &Record, steps: &[Step], freeze: Option<(u64, u64)>) -> Vec<Row
         name: format!("{} ({})", record.host, record.role),
         bars: phases,
     }];
-    let during: Vec<Bar> = steps
-        .iter()
-        .filter(|step| {
-            step.at_micros
-                .is_some_and(|at| freeze.is_none_or(|(from, _)| at < from))
-        })
-        .filter_map(bar)
-        .collect();
-    if !during.is_empty() {
+    let is_round = |step: &&Step| step.name.ends_with("-round");
+    let rounds: Vec<Bar> = steps.iter().filter(is_round).filter_map(bar).collect();
+    if !rounds.is_empty() {
         rows.push(Row {
             name: "rounds".into(),
-            bars: during,
+            bars: rounds,
         });
     }
     if let Some((from, to)) = freeze {
