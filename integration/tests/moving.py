@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import contextmanager
+from pathlib import Path
 
 from lab import links
 from lab.commands import run
@@ -127,6 +128,31 @@ with socket.create_connection(("{ADDRESS}", 6379)) as redis:
             for name in self.containers(host):
                 self.docker("rm", "--force", name, host=host, check=False)
 
+    # -- volumes -------------------------------------------------------------------------------------------------------
+
+    def volumes(self, host: Host) -> set[str]:
+        """The volumes of a host, by name."""
+        return set(self.docker("volume", "ls", "--quiet", host=host).stdout.split())
+
+    def content_of(self, volume: str, host: Host) -> Path:
+        """Where a volume's content is, by the machine's path."""
+        where = self.docker("volume", "inspect", "--format", "{{.Mountpoint}}", volume, host=host).stdout.strip()
+        return host.path(where)
+
+    def new_volume(self, name: str, *options: str) -> str:
+        """A volume on ha; the test's end removes it from both hosts."""
+        for host in self.hosts:
+            self.addCleanup(lambda host=host: self.docker("volume", "rm", "--force", name, host=host, check=False))
+        self.docker("volume", "create", *options, name)
+        return name
+
+    def taken_volume(self, name: str) -> str:
+        """The same, when hb has one of that name with something in it."""
+        self.new_volume(name)
+        self.docker("volume", "create", name, host=self.hb)
+        (self.content_of(name, self.hb) / "theirs").write_text("precious")
+        return name
+
     # -- moves ---------------------------------------------------------------------------------------------------------
 
     def begin_move(
@@ -137,10 +163,12 @@ with socket.create_connection(("{ADDRESS}", 6379)) as redis:
         mode = () if "--mode" in options else ("--mode", self.mode)
         return Move(source or self.ha, name, (target or self.hb).name, options=(*mode, *options))
 
-    def move(self, name: str, source: Host | None = None, target: Host | None = None) -> Move:
+    def move(
+        self, name: str, source: Host | None = None, target: Host | None = None, *, options: tuple[str, ...] = ()
+    ) -> Move:
         """A move that must succeed."""
         source, target = source or self.ha, target or self.hb
-        move = self.begin_move(name, source, target).end()
+        move = self.begin_move(name, source, target, options=options).end()
         self.assertEqual(0, move.code, move.said)
         self.assertEqual([], move.events[-1]["report"]["remarks"])
         self.assertEqual("running", self.containers(target).get(name))

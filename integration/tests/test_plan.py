@@ -186,7 +186,7 @@ class Plan(MoveTest):
         self.assertIn("8099/tcp cannot be taken", problems.get(("hb", "port"), ""), problems)
 
     def test_a_host_that_does_not_answer_is_one_reason_among_others(self) -> None:
-        name = self.start_forever("--volume", "data:/d")
+        name = self.start_forever()
         self.docker("exec", "--detach", name, "sleep", "60")
         self.kill_agent(self.hb)
         problems = self.refused(name)
@@ -196,7 +196,8 @@ class Plan(MoveTest):
     def test_everything_at_once_on_both_hosts(self) -> None:
         self.device(self.ha)
         self.ha.run("mkdir", "-p", "/run/only-here")
-        options = ("--device", "/dev/fuse", "--volume", "/run/only-here:/data", "--volume", "data:/d", *UNCONFINED)
+        options = ("--device", "/dev/fuse", "--volume", "/run/only-here:/data", "--volume",
+                   f"{self.taken_volume('data')}:/d", *UNCONFINED)  # fmt: skip
         name = self.start_holder("io_uring", "device", "mptcp", options=options)
         self.docker("exec", "--detach", name, "sleep", "60")
         self.criu_that('case "$*" in *--version*) echo "Version: 4.1.1"; exit;; esac')
@@ -209,9 +210,9 @@ class Plan(MoveTest):
     # -- for a person ----------------------------------------------------------------------------------------------------
 
     def test_what_a_person_reads(self) -> None:
-        name = self.start_forever("--volume", "data:/d")
+        name = self.start_forever("--volume", f"{self.taken_volume('data')}:/d")
         done = self.ha.run("godwit", "plan", name, "hb", check=False)
         self.assertEqual(REFUSED, done.returncode, done.stderr)
         self.assertIn(f"{name} cannot move from ha to hb\n", done.stdout)
-        self.assertIn("problem  hb: volumes are not moved yet: data at /d is one\n", done.stdout)
-        self.assertIn("-> use a bind mount of a path that both hosts have\n", done.stdout)
+        self.assertIn("problem  hb: volume data exists on this host already, and it is not empty\n", done.stdout)
+        self.assertIn("-> remove it there (docker volume rm data) if nobody needs what it holds", done.stdout)

@@ -12,6 +12,7 @@ use crate::pages::relay::Figures;
 use crate::phase::Role;
 use crate::precopy::PreCopy;
 use crate::tcp::Account;
+use crate::volumes::Carried;
 
 /// One measured step.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +37,9 @@ pub struct Bytes {
     pub layers: u64,
     /// The writable layer, all rounds.
     pub files: u64,
+    /// The volumes that are copied, all rounds.
+    #[serde(default)]
+    pub volumes: u64,
     /// The log.
     pub log: u64,
     /// Memory that went before the image, all rounds; what follows the container is in [`Report::memory`].
@@ -100,6 +104,9 @@ pub struct Report {
     pub memory: Option<Figures>,
     /// What became of the TCP connections that it had when it was frozen.
     pub connections: Account,
+    /// What became of its volumes.
+    #[serde(default)]
+    pub volumes: Vec<Carried>,
     /// The steps in the order in which they ended; source's and destination's overlap.
     pub steps: Vec<Step>,
     /// What did not go as it should after the commit, in words; empty as a rule.

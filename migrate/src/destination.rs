@@ -36,6 +36,7 @@ use crate::protocol::destination::{Deed, Event, State};
 use crate::recovery;
 use crate::run::{self, Boxed, ForwardRow, Row, Side};
 use crate::shim::{SHIM_PROTOCOL, ShimClient};
+use crate::volumes::arrive::Arriving;
 
 /// The state in which a shim waits for an image.
 const AWAITING_IMAGE: &str = "awaiting-image";
@@ -61,6 +62,7 @@ pub struct Destination {
     made: Made,
     shim: Option<Arc<dyn ShimClient>>,
     rootfs: PathBuf,
+    volumes: Arriving,
     log: Option<Reserve>,
     leftovers: Vec<String>,
 }
@@ -93,6 +95,7 @@ pub async fn run(
         made: Made::default(),
         shim: None,
         rootfs: PathBuf::new(),
+        volumes: Arriving::default(),
         log: None,
         leftovers: Vec::new(),
     };
@@ -220,9 +223,11 @@ impl Destination {
         journal.note(Mark::Creating).await.map_err(noted)?;
         let engine = self.host.engines.of(&offer.container.engine)?;
         self.made.engine = Some(Arc::clone(&engine));
+        self.step(Event::Did(Deed::Create))?;
+        let making = self.volumes.make(offer.volumes, &engine, &journal);
+        self.link.during(making).await?;
         let container = Arc::new(offer.container);
         let (creator, wanted) = (Arc::clone(&engine), Arc::clone(&container));
-        self.step(Event::Did(Deed::Create))?;
         self.made.creating = Some(tokio::spawn(async move { creator.create(&wanted).await }));
         let creating = self.made.finish_creating();
         let created = self.link.during(creating).await?;
@@ -232,6 +237,8 @@ impl Destination {
             .await
             .map_err(noted)?;
 
+        let locating = self.volumes.locate(engine.as_ref(), &created);
+        self.link.during(locating).await?;
         // The engine's description of a container that is being started may have to wait for the start.
         let log = engine.log_path(&created).await?;
         let log_wanted = log.is_some();
@@ -239,6 +246,7 @@ impl Destination {
         if let Some(path) = log {
             self.receive_log(path).await?;
         }
+        self.volumes.receive_first(&mut self.link).await?;
         self.step(Event::Did(Deed::Start))?;
         self.made.lease = Some(
             Lease::issue(&self.host.places, &created, &self.migration)
@@ -425,6 +433,7 @@ impl Destination {
                 };
                 self.link.receive_bulk_blocking(keep).await?;
             }
+            Purpose::Volume(number) => self.volumes.receive(&mut self.link, number).await?,
             Purpose::Layers | Purpose::Image => {
                 return Err(Problem::protocol(format!("{purpose:?} came out of turn")));
             }

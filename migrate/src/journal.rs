@@ -17,6 +17,7 @@ use crate::options::MoveOptions;
 use crate::phase::Role;
 use crate::places::{MigrationId, Places, remove_tree};
 use crate::protocol::{destination, source};
+use crate::volumes::arrive::Claim;
 
 const FILE_NAME: &str = "journal";
 
@@ -47,6 +48,8 @@ pub enum Mark {
     Freezing,
     /// Destination: the engine is about to be asked for the container.
     Creating,
+    /// Destination: a volume is about to be made, or to be filled.
+    Volume(Claim),
     /// Destination: the engine made it.
     Created(Created),
     /// Destination: from here on the source may have committed; only it knows.

@@ -41,6 +41,7 @@ pub mod source;
 pub mod tcp;
 pub mod timeline;
 pub mod tls;
+pub mod volumes;
 
 #[cfg(test)]
 mod tests;

@@ -15,6 +15,7 @@ use crate::finding::Finding;
 use crate::options::MoveOptions;
 use crate::pages::relay::Figures;
 use crate::places::MigrationId;
+use crate::volumes::Offered;
 
 /// The versions of the protocol that this release speaks, best first.
 pub const VERSIONS: &[u32] = &[3];
@@ -70,6 +71,8 @@ pub enum Purpose {
     Layers,
     /// The writable layer, or what changed in it.
     Files,
+    /// The content of a volume, or what changed in it; its number in the offer.
+    Volume(u32),
     /// The log, or what was added to it.
     Log,
     /// Pages of memory, as records, to be kept until the container is here.
@@ -90,6 +93,8 @@ pub struct Offer {
     pub memory_bytes: u64,
     /// What its writable layer holds, about.
     pub files_bytes: u64,
+    /// Its volumes, and what is to become of each.
+    pub volumes: Vec<Offered>,
     /// What its image's layers hold; 0 if the engine does not say.
     pub image_bytes: u64,
     /// The profile of AppArmor or label of `SELinux` that it runs under.

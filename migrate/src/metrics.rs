@@ -121,6 +121,7 @@ impl Metrics {
         for (kind, count) in [
             ("layers", bytes.layers),
             ("files", bytes.files),
+            ("volumes", bytes.volumes),
             ("log", bytes.log),
             ("image", bytes.image),
         ] {

@@ -13,6 +13,7 @@ use crate::bandwidth::Bandwidth;
 use crate::mode::Mode;
 use crate::pages::rounds::DEFAULT_DOWNTIME;
 use crate::tcp::TcpChoice;
+use crate::volumes::policy::Policies;
 
 /// The options of one move. What is left out is as by default.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,6 +25,8 @@ pub struct MoveOptions {
     pub downtime_ms: Option<u32>,
     /// What becomes of its TCP connections.
     pub tcp: TcpChoice,
+    /// What becomes of its volumes.
+    pub volumes: Policies,
     /// What it is called at the destination, if not as here; inside it keeps its host name.
     pub name: Option<String>,
     /// The container stays at the source as well: stopped, and never started again by its engine.

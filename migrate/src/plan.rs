@@ -28,6 +28,7 @@ use crate::phase::{Phase, Role};
 use crate::recovery;
 use crate::shim::{SHIM_PROTOCOL, ShimClient, ShimView};
 use crate::tcp::{TcpChoice, Treatment};
+use crate::volumes;
 
 /// To look at all descriptors and files of a container; a thousand processes take a tenth of it.
 const LOOK_DEADLINE: Duration = Duration::from_secs(5);
@@ -196,11 +197,16 @@ pub async fn judge(host: &Host, offer: &mut Offer) -> Result<Answer, Problem> {
     findings.extend(security::missing(offer.security_profile.as_deref()));
     findings.extend(room::memory(&host.places.run, offer.memory_bytes, 2));
     findings.extend(objections?);
+    findings.extend(volumes::judge::arrival(engine.as_ref(), &offer.volumes).await?);
 
     let image_wanted = !image_here?;
     let layers = if image_wanted { offer.image_bytes } else { 0 };
     if let Some(storage) = storage? {
-        findings.extend(room::disk(&storage, offer.files_bytes + layers));
+        findings.extend(volumes::judge::room(
+            &storage,
+            offer.files_bytes + layers,
+            &offer.volumes,
+        ));
     }
     findings.push(Finding::ok(
         Code::Image,
@@ -269,11 +275,14 @@ pub async fn look(host: &Host, container: &Container, options: &MoveOptions) -> 
     if options.keep_source {
         findings.extend(engine.why_not_kept(container));
     }
+    let (offered, found) = volumes::judge::offer(engine.as_ref(), container, &options.volumes).await?;
+    findings.extend(found);
     let offer = Offer {
         container: container.clone(),
         options: options.clone(),
         memory_bytes: seen.memory_bytes,
         files_bytes: seen.files_bytes,
+        volumes: offered,
         image_bytes: image_bytes?.unwrap_or(0),
         security_profile: seen.security_profile,
         source,

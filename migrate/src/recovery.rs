@@ -29,6 +29,7 @@ use crate::protocol;
 use crate::protocol::Word;
 use crate::protocol::destination::{Answer, told_committed};
 use crate::shim::ShimClient;
+use crate::volumes;
 
 /// The states of a container without tasks, in the words of the shim.
 const ENDED: [&str; 2] = ["stopped", "deleted"];
@@ -159,16 +160,37 @@ pub async fn undo_destination(
             log::debug!("migration {migration}: {error}");
         }
     }
-    remove(host, engine, &created.namespace, &created.id).await
+    unmake(host, migration, engine, created).await
 }
 
-/// Source, commit: removes the container that was given away, or leaves it stopped where that was asked for.
+/// Destination: removes a container that was made for a move, and the volumes that were made for it.
+pub async fn unmake(
+    host: &Host,
+    migration: &MigrationId,
+    engine: &str,
+    created: &Created,
+) -> Result<(), String> {
+    let unmake = async {
+        let engine = host.engines.of(engine)?;
+        engine.unmake(&created.namespace, &created.id).await
+    };
+    unmake.await.map_err(|error| error.to_string())?;
+    volumes::arrive::undo(host, migration).await
+}
+
+/// Source, commit: removes the container that was given away, and those of its volumes that go with it; or leaves it stopped,
+/// with all of them, where that was asked for.
 pub async fn leave_source(host: &Host, container: &Container, options: &MoveOptions) -> Result<(), String> {
     if options.keep_source {
         let retire = async { host.engines.of(&container.engine)?.retire(container).await };
         return retire.await.map_err(|error| error.to_string());
     }
-    remove(host, &container.engine, &container.namespace, &container.id).await
+    let remove = async {
+        let engine = host.engines.of(&container.engine)?;
+        engine.remove(&container.namespace, &container.id).await
+    };
+    remove.await.map_err(|error| error.to_string())?;
+    volumes::depart::release(host, container, &options.volumes).await
 }
 
 /// Has the engine start a container from its files; it may run already.
@@ -222,13 +244,8 @@ pub async fn rearm_restart(host: &Host, container: &Container) -> Result<(), Str
     rearm.await.map_err(|error| error.to_string())
 }
 
-async fn remove(host: &Host, engine: &str, namespace: &str, id: &str) -> Result<(), String> {
-    let remove = async { host.engines.of(engine)?.remove(namespace, id).await };
-    remove.await.map_err(|error| error.to_string())
-}
-
-/// Destination: an agent died between asking the engine for a container and writing down its id.
-async fn remove_unfinished(host: &Host, offered: &Container) -> Result<(), String> {
+/// Destination: an agent died between asking the engine for volumes and a container and writing down the container's id.
+async fn remove_unfinished(host: &Host, migration: &MigrationId, offered: &Container) -> Result<(), String> {
     let remove = async {
         let engine = host.engines.of(&offered.engine)?;
         match engine.inspect(&offered.name).await {
@@ -237,13 +254,14 @@ async fn remove_unfinished(host: &Host, offered: &Container) -> Result<(), Strin
             Ok(found)
                 if !found.running && found.image_id == offered.image_id && found.name == offered.name =>
             {
-                engine.remove(&found.namespace, &found.id).await
+                engine.unmake(&found.namespace, &found.id).await
             }
             Ok(_) | Err(EngineError::NoSuchContainer(_)) => Ok(()),
             Err(error) => Err(error),
         }
     };
-    remove.await.map_err(|error| error.to_string())
+    remove.await.map_err(|error| error.to_string())?;
+    volumes::arrive::undo(host, migration).await
 }
 
 /// Destination: what became of a move this host was ready for. Asks until somebody knows.

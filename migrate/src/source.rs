@@ -45,6 +45,7 @@ use crate::recovery;
 use crate::run::{self, Boxed, Deadline, ForwardRow, Row, Side};
 use crate::shim::{DumpOrder, ShimClient};
 use crate::tcp::{Account, Treatment};
+use crate::volumes::depart::Departing;
 
 /// Rounds of files before the freeze at most: a container that writes faster than the link would go on for ever.
 const MAX_SYNC_ROUNDS: u32 = 4;
@@ -65,6 +66,7 @@ pub struct Source {
     upper: PathBuf,
     treatment: Treatment,
     connections: Account,
+    volumes: Departing,
     sent_files: Option<Index>,
     log: Option<Tail>,
     image_wanted: bool,
@@ -108,6 +110,7 @@ pub async fn run(
         upper: PathBuf::new(),
         treatment: Treatment::Keep,
         connections: Account::default(),
+        volumes: Departing::default(),
         sent_files: None,
         log: None,
         image_wanted: false,
@@ -234,6 +237,7 @@ impl Source {
         self.init = own.init;
         self.upper = own.upper;
         self.treatment = own.connections;
+        self.volumes = Departing::new(&own.offer.volumes);
         let source = own.offer.source.clone();
         let answer = plan::ask(&mut self.link, own.offer).await?;
         self.image_wanted = answer.image_wanted;
@@ -297,13 +301,15 @@ impl Source {
             Message::Made { log_wanted: true } => self.begin_log().await?,
             other => return Err(self.link.out_of_turn(&other)),
         }
+        // Before the destination's engine starts the container, which it does with all it mounts in its place.
+        self.send_volumes().await?;
         match self.link.receive("prepared", deadlines::PREPARE).await? {
             Message::Prepared => {}
             other => return Err(self.link.out_of_turn(&other)),
         }
         for _ in 0..MAX_SYNC_ROUNDS {
             let since = Instant::now();
-            let sent = self.send_files().await?;
+            let sent = self.send_files().await? + self.send_volumes().await?;
             self.clock.step("files-round", since);
             if sent < SMALL_ROUND_BYTES || self.observer.hurry.is_cancelled() {
                 break;
@@ -315,6 +321,7 @@ impl Source {
                 .await?;
             // They may have taken long, and a round of files is short now.
             self.send_files().await?;
+            self.send_volumes().await?;
         }
 
         let noted = |error| Problem::io("the journal", &error);
@@ -419,6 +426,11 @@ impl Source {
         let since = Instant::now();
         self.send_files().await?;
         self.clock.step("send-files", since);
+        if self.volumes.are_copied() {
+            let since = Instant::now();
+            self.send_volumes().await?;
+            self.clock.step("send-volumes", since);
+        }
         let settled = joined(settled);
         self.connections = self.link.during(settled).await?;
         if self.log.is_some() {
@@ -505,6 +517,13 @@ impl Source {
         Ok(bytes)
     }
 
+    /// Sends one round of the volumes that are copied.
+    async fn send_volumes(&mut self) -> Result<u64, Problem> {
+        let bytes = self.volumes.send(&mut self.link).await?;
+        self.bytes.volumes += bytes;
+        Ok(bytes)
+    }
+
     /// Sends the log so far.
     async fn begin_log(&mut self) -> Result<(), Problem> {
         let own = Created {
@@ -567,6 +586,7 @@ impl Source {
             bytes: self.bytes,
             memory: self.memory,
             connections: self.connections,
+            volumes: self.volumes.report(self.remains),
             steps: clock.take_steps(),
             remarks: self.remarks,
         }

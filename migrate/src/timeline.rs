@@ -97,7 +97,7 @@ fn subtitle(record: &Record) -> String {
             told,
             ", mode {}, {} sent",
             report.mode,
-            size(bytes.layers + bytes.files + bytes.log + bytes.image)
+            size(bytes.layers + bytes.files + bytes.volumes + bytes.log + bytes.image)
         );
         if let Some(downtime) = report.downtime_micros {
             let _ = write!(told, ", down for {}", time(downtime));

@@ -94,7 +94,7 @@ pub(super) async fn advise(
         }
         Err(cause) => format!("the agent on {peer} does not answer: {cause}"),
     };
-    let afresh = "its memory is lost, and what it has written to its files since it stood still for the move";
+    let afresh = "its memory is lost, and what it has written to its files and copied volumes since it stood still for the move";
     let give_up = Remedy {
         choice: Choice::GiveUp,
         effect: format!(

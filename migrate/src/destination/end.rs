@@ -16,6 +16,7 @@ use crate::phase::{Phase, Role};
 use crate::protocol::destination::{Deed, Event};
 use crate::protocol::{Memory, OutOfTurn, Word};
 use crate::recovery;
+use crate::volumes;
 
 impl Destination {
     /// Nothing of the container stays, unless it was given to this host. What fails is left to recovery, with the journal.
@@ -51,6 +52,7 @@ impl Destination {
     }
 
     async fn remove_all(&mut self) -> Result<(), String> {
+        let _ = self.volumes.finish_making().await;
         if self.made.creating.is_some() {
             // A create that failed has left nothing; the failure itself is told already.
             let _ = self.made.finish_creating().await;
@@ -71,11 +73,11 @@ impl Destination {
             && let Some(engine) = &self.made.engine
         {
             engine
-                .remove(&created.namespace, &created.id)
+                .unmake(&created.namespace, &created.id)
                 .await
                 .map_err(|error| error.to_string())?;
         }
-        Ok(())
+        volumes::arrive::undo(&self.host, &self.migration).await
     }
 
     /// Waits for the source's word; if the link is lost, asks for it.

@@ -8,6 +8,7 @@ pub mod containerd;
 pub mod docker;
 mod needs;
 pub mod set;
+pub mod volume;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -17,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::finding::Finding;
+use volume::VolumeStore;
 
 /// A running container as its engine knows it: all that is needed to make it again on another host.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -99,6 +101,9 @@ pub struct Mount {
     pub source: String,
     /// Path in the container.
     pub target: String,
+    /// A volume that its user has given no name.
+    #[serde(default)]
+    pub is_anonymous: bool,
 }
 
 /// A container on this host: one made at the destination for a move, or the source's own.
@@ -214,8 +219,19 @@ pub trait Engine: Send + Sync {
     /// Starts what was made of `container`; returns when the engine says it runs (for a ticketed one: after the commit).
     async fn start(&self, created: &Created, container: &Container) -> Result<(), EngineError>;
 
-    /// Removes a container, running or not; absent is fine.
+    /// Removes a container, running or not, and none of its volumes; absent is fine.
     async fn remove(&self, namespace: &str, id: &str) -> Result<(), EngineError>;
+
+    /// Removes what was made for a move that is undone: the container, and the anonymous volumes that the engine has made
+    /// along with it. Absent is fine.
+    async fn unmake(&self, namespace: &str, id: &str) -> Result<(), EngineError> {
+        self.remove(namespace, id).await
+    }
+
+    /// The volumes it keeps; `None` if it keeps none.
+    fn volumes(&self) -> Option<&dyn VolumeStore> {
+        None
+    }
 
     /// Keeps the engine from starting the container again when its tasks end.
     async fn disarm_restart(&self, container: &Container) -> Result<(), EngineError>;

@@ -75,7 +75,7 @@ pub enum Deed {
     Open,
     /// Write `creating` into it.
     NoteCreating,
-    /// Ask the engine for the container.
+    /// Ask the engine for volumes that are missing, and for the container.
     Create,
     /// Write its id into the journal.
     NoteCreated,
@@ -103,15 +103,15 @@ pub enum Deed {
     Confirm,
     /// Write `broken` into the journal.
     NoteBroken,
-    /// Withdraw the ticket, end what is held, remove the container.
+    /// Withdraw the ticket, end what is held, remove the container and the volumes that were made for it.
     Undo,
-    /// Remove the container, whatever it does.
+    /// Remove the container, whatever it does, and the volumes that were made for it.
     RemoveContainer,
     /// Write `returned` into the journal.
     NoteReturned,
     /// Ask the source whether it has the container back: it knows nothing of the move then.
     AskReclaimed,
-    /// Remove a container that the engine made before its id was written down.
+    /// Remove a container, and volumes, that the engine made before the container's id was written down.
     RemoveUnfinished,
     /// Remove what is written down of the move.
     RemovePlaces,

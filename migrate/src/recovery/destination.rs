@@ -7,8 +7,8 @@ use godwit_runtime::verdict::{self, Verdict};
 use tokio::time::sleep;
 
 use super::{
-    ask_verdict, decide, finish_restore, learn_verdict, note_broken, rearm_restart, remove, remove_places,
-    remove_unfinished, undo_destination,
+    ask_verdict, decide, finish_restore, learn_verdict, note_broken, rearm_restart, remove_places,
+    remove_unfinished, undo_destination, unmake,
 };
 use crate::deadlines;
 use crate::drain;
@@ -92,8 +92,7 @@ impl Deeds<'_> {
             }
             Deed::Confirm if drain::is_given_up(host, migration) => return Ok(Event::GivenUp),
             Deed::RemoveContainer => {
-                let created = self.created()?;
-                remove(host, &opened.container.engine, &created.namespace, &created.id).await?;
+                unmake(host, migration, &opened.container.engine, self.created()?).await?;
             }
             Deed::NoteReturned => Journal::at(&host.places, migration)
                 .note(Mark::Returned)
@@ -112,7 +111,7 @@ impl Deeds<'_> {
             Deed::Undo => {
                 undo_destination(host, migration, &opened.container.engine, self.created()?).await?;
             }
-            Deed::RemoveUnfinished => remove_unfinished(host, &opened.container).await?,
+            Deed::RemoveUnfinished => remove_unfinished(host, migration, &opened.container).await?,
             Deed::RemovePlaces => remove_places(host, migration).await?,
             // There is no link, and a source that asks hears it. The engine that was asked has long answered.
             Deed::Say(_) | Deed::Confirm => {}

@@ -5,7 +5,7 @@ use crate::clock::{Outcome, Remains};
 use crate::options::MoveOptions;
 
 /// More frames than a move of these tests has.
-const FRAMES: usize = 40;
+const FRAMES: usize = 60;
 
 /// Strikes at one frame, lets new agents recover, and looks who owns the container.
 async fn strike(blow: Blow, at: usize, change: fn(&mut MoveOptions)) -> bool {

@@ -3,7 +3,7 @@
 //! The shim obeys verdict files from a thread of its own, as CRIU's holder does: no agent is needed for it. Whenever a
 //! container starts to run, the census checks that no other copy does. Any call can be made to fail once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -15,11 +15,14 @@ use godwit_runtime::verdict::{self, Verdict};
 use tokio::io::AsyncReadExt;
 
 use crate::clock::Step;
+use crate::engine::volume::VolumeStore;
 use crate::engine::{Container, Created, Engine, EngineError, Source};
 use crate::finding::{Code, Finding};
 use crate::phase::Role;
 use crate::places::Places;
 use crate::shim::{DumpOrder, Finished, SHIM_PROTOCOL, ShimClient, ShimError, ShimView, Shims};
+
+use super::fake_volumes::VOLUMES;
 
 pub(super) const NAME: &str = "redis";
 pub(super) const SOURCE_ID: &str = "source0";
@@ -62,6 +65,7 @@ pub(super) struct Fake {
     pub(super) census: Arc<Census>,
     pub(super) containers: Mutex<BTreeMap<String, String>>,
     pub(super) images: Mutex<Vec<String>>,
+    pub(super) volumes: Mutex<BTreeSet<String>>,
     pub(super) armed: Mutex<bool>,
     pub(super) tasks: Mutex<Tasks>,
     pub(super) fault: Mutex<Option<&'static str>>,
@@ -105,7 +109,7 @@ impl Fake {
         hit
     }
 
-    fn engine_call(&self, call: &'static str) -> Result<(), EngineError> {
+    pub(super) fn engine_call(&self, call: &'static str) -> Result<(), EngineError> {
         if self.fails(call) {
             return Err(EngineError::Broken {
                 engine: "fake",
@@ -178,7 +182,7 @@ impl Engine for Fake {
             runtime: "io.containerd.godwit.v2".into(),
             running: self.tasks() == Tasks::Running,
             networks: Vec::new(),
-            mounts: Vec::new(),
+            mounts: self.mounts(),
             description: serde_json::Value::Null,
         })
     }
@@ -226,6 +230,7 @@ impl Engine for Fake {
 
     async fn create(&self, container: &Container) -> Result<Created, EngineError> {
         self.engine_call("create")?;
+        self.fill_volumes();
         self.containers
             .lock()
             .unwrap()
@@ -286,6 +291,16 @@ impl Engine for Fake {
             self.set_tasks(Tasks::None);
         }
         Ok(())
+    }
+
+    async fn unmake(&self, namespace: &str, id: &str) -> Result<(), EngineError> {
+        self.remove(namespace, id).await?;
+        self.remove_anonymous();
+        Ok(())
+    }
+
+    fn volumes(&self) -> Option<&dyn VolumeStore> {
+        Some(self)
     }
 
     async fn disarm_restart(&self, _container: &Container) -> Result<(), EngineError> {
@@ -357,6 +372,9 @@ impl ShimClient for FakeShim {
         // What a container does in its last moment must come along.
         fs::write(self.0.rootfs().join("last"), "last").unwrap();
         fs::write(self.0.log(), "one\ntwo\n").unwrap();
+        for name in VOLUMES {
+            fs::write(self.0.volume(name).join("last"), "last").unwrap();
+        }
         self.0.hold(
             Tasks::Frozen,
             order.verdict,

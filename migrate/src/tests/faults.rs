@@ -16,6 +16,8 @@ async fn a_failed_call_at_the_source_before_the_commit_is_undone() {
     for call in [
         "find",
         "shim_inspect",
+        "used_by",
+        "find_volume",
         "export_image",
         "log_path",
         "disarm_restart",
@@ -42,6 +44,8 @@ async fn a_failed_call_at_the_destination_before_the_commit_is_undone() {
         "objections",
         "has_image",
         "import_image",
+        "make_volume",
+        "volume_paths",
         "create",
         "start",
         "log_path",

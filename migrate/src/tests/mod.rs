@@ -2,8 +2,10 @@
 
 mod blows;
 mod fake;
+mod fake_volumes;
 mod faults;
 mod model;
 mod pages;
 mod plans;
+mod volumes;
 mod world;

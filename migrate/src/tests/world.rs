@@ -1,5 +1,6 @@
 //! Two hosts with fake engine and shim each, and a link between them that can be struck at any frame.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -9,6 +10,7 @@ use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 
 use super::fake::{Census, Fake, FakeShims, HOLD, IMAGE, NAME, SOURCE_ID, Tasks};
+use super::fake_volumes::{ANONYMOUS, NAMED, VOLUMES};
 use crate::clock::Report;
 use crate::deadlines;
 use crate::destination;
@@ -70,6 +72,10 @@ impl World {
         source.fake.set_tasks(Tasks::Running);
         fs::write(source.fake.rootfs().join("first"), "first").unwrap();
         fs::write(source.fake.log(), "one\n").unwrap();
+        for name in VOLUMES {
+            source.fake.make_volume(name);
+            fs::write(source.fake.volume(name).join("first"), "first").unwrap();
+        }
         Self {
             _directory: directory,
             census,
@@ -200,6 +206,13 @@ impl World {
             self.destination.fake.containers.lock().unwrap().is_empty(),
             "{what}: a container was left"
         );
+        for name in VOLUMES {
+            assert!(
+                !self.destination.fake.has_volume(name),
+                "{what}: volume {name} was left"
+            );
+            assert!(self.source.fake.has_volume(name), "{what}: volume {name} is gone");
+        }
         self.assert_nothing_left(what);
     }
 
@@ -245,6 +258,26 @@ impl World {
             fs::read_to_string(fake.rootfs().join("last")).unwrap(),
             "last",
             "{what}"
+        );
+        for name in VOLUMES {
+            let entries = fs::read_dir(fake.volume(name))
+                .unwrap()
+                .map(|entry| entry.unwrap().file_name());
+            let there: BTreeSet<_> = entries.collect();
+            assert_eq!(
+                there,
+                BTreeSet::from(["first".into(), "last".into()]),
+                "{what}: volume {name}"
+            );
+        }
+        assert!(
+            self.source.fake.has_volume(NAMED),
+            "{what}: the source lost its named volume"
+        );
+        assert_eq!(
+            self.source.fake.has_volume(ANONYMOUS),
+            self.options.keep_source,
+            "{what}: the source's anonymous volume"
         );
         let log = fs::read_to_string(fake.log()).unwrap();
         assert_eq!(log.trim_end_matches(' '), "one\ntwo\n", "{what}");
@@ -369,6 +402,7 @@ impl Place {
             census: Arc::clone(census),
             containers: Mutex::default(),
             images: Mutex::default(),
+            volumes: Mutex::default(),
             armed: Mutex::new(true),
             tasks: Mutex::new(Tasks::None),
             fault: Mutex::default(),

@@ -16,6 +16,8 @@ use godwit_migrate::pages::rounds::Round;
 use godwit_migrate::phase::Phase;
 use godwit_migrate::progress::{Event, PhaseState};
 use godwit_migrate::tcp::Account;
+use godwit_migrate::volumes::Carried;
+use godwit_migrate::volumes::policy::Policy;
 use http_body_util::BodyExt;
 use hyper::Method;
 use hyper::body::Incoming;
@@ -310,7 +312,7 @@ fn sentence(error: &Failure, message: &str) -> String {
 fn print_report(report: &Report) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     let bytes = &report.bytes;
-    let sum = bytes.layers + bytes.files + bytes.log + bytes.memory + bytes.image;
+    let sum = bytes.layers + bytes.files + bytes.volumes + bytes.log + bytes.memory + bytes.image;
     match &report.outcome {
         Outcome::Moved => {
             let renamed = report.renamed.as_ref().map(|name| format!(" as {name}"));
@@ -354,6 +356,9 @@ fn print_report(report: &Report) -> anyhow::Result<()> {
         )?;
     }
     print_connections(&mut out, &report.connections)?;
+    for volume in &report.volumes {
+        writeln!(out, "{}", fate(volume, report))?;
+    }
     for remark in &report.remarks {
         writeln!(out, "note: {remark}")?;
     }
@@ -374,6 +379,21 @@ fn print_connections(out: &mut impl Write, connections: &Account) -> anyhow::Res
         writeln!(out, "  and {} more", kept + closed - MAX_CONNECTIONS_SHOWN)?;
     }
     Ok(())
+}
+
+/// What became of a volume, and where it is now.
+fn fate(volume: &Carried, report: &Report) -> String {
+    let what = match volume.policy {
+        Policy::Copy => format!("copied, {}", size(volume.bytes)),
+        Policy::Shared => "shared, nothing copied".into(),
+        Policy::Skip => "not copied".into(),
+    };
+    let here = if volume.stays_at_source {
+        format!("stays on {} as well", report.from)
+    } else {
+        format!("is gone from {}", report.from)
+    };
+    format!("volume {} at {}: {what}; it {here}", volume.name, volume.target)
 }
 
 fn doing(phase: Phase) -> &'static str {

@@ -9,6 +9,7 @@ use godwit_migrate::engine::set::Choice;
 use godwit_migrate::mode::Mode;
 use godwit_migrate::options::MoveOptions;
 use godwit_migrate::tcp::TcpChoice;
+use godwit_migrate::volumes::policy::Wish;
 
 /// What is to go where, and how.
 #[derive(Debug, clap::Args)]
@@ -28,6 +29,10 @@ pub(crate) struct MoveOrder {
     /// of all go along.
     #[arg(long, default_value_t, value_parser = TcpChoice::from_str)]
     tcp: TcpChoice,
+    /// What becomes of its volumes: `copy` (default), `shared` where the other host has the same storage under the same name, or
+    /// `skip`; for all of them, or for one by name or place in the container. May be given several times.
+    #[arg(long, value_name = "[VOLUME=]POLICY", value_parser = Wish::from_str)]
+    volumes: Vec<Wish>,
     /// What it is called at the destination; inside it keeps its host name.
     #[arg(long)]
     name: Option<String>,
@@ -57,6 +62,7 @@ impl From<MoveOrder> for MigrateRequest {
                 mode: order.mode,
                 downtime_ms: order.downtime,
                 tcp: order.tcp,
+                volumes: order.volumes.into_iter().collect(),
                 name: order.name,
                 keep_source: order.keep_source,
                 timeout_seconds: order.timeout,

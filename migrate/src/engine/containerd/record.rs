@@ -227,6 +227,7 @@ fn binds(spec: &Value) -> Vec<Mount> {
     mounts
         .filter(is_bind)
         .map(|mount| Mount {
+            is_anonymous: false,
             kind: "bind".into(),
             source: text(&mount["source"]),
             target: text(&mount["destination"]),

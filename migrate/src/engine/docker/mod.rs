@@ -9,6 +9,7 @@ mod examine;
 mod http;
 mod image;
 mod objections;
+mod volumes;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -18,6 +19,7 @@ use hyper::Method;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
+use super::volume::VolumeStore;
 use super::{Container, Created, Engine, EngineError, Mount, Network, Source};
 use crate::finding::{Code, Finding};
 use create::Addresses;
@@ -112,6 +114,28 @@ impl Docker {
             .as_str()
             .unwrap_or("io.containerd.runc.v2");
         Ok(meant.to_owned())
+    }
+
+    /// Removes a container, and with it `with_volumes` its anonymous volumes.
+    async fn remove_container(&self, id: &str, with_volumes: bool) -> Result<(), EngineError> {
+        let path = format!("/containers/{}?force=true&v={with_volumes}", container_path(id)?);
+        let give_up_at = Instant::now() + REMOVAL_DEADLINE;
+        loop {
+            match self
+                .client
+                .call(Method::DELETE, &path, None, CHANGE_DEADLINE)
+                .await
+            {
+                Ok(_) | Err(EngineError::Refused { status: 404, .. }) => return Ok(()),
+                // Someone else removes it (`--rm`): wait until it is gone.
+                Err(EngineError::Refused {
+                    status: 409, message, ..
+                }) if message.contains("already in progress") && Instant::now() < give_up_at => {
+                    tokio::time::sleep(REMOVAL_INTERVAL).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     async fn set_restart_policy(&self, container: &Container, policy: &Value) -> Result<(), EngineError> {
@@ -281,24 +305,15 @@ impl Engine for Docker {
     }
 
     async fn remove(&self, _namespace: &str, id: &str) -> Result<(), EngineError> {
-        let path = format!("/containers/{}?force=true&v=false", container_path(id)?);
-        let give_up_at = Instant::now() + REMOVAL_DEADLINE;
-        loop {
-            match self
-                .client
-                .call(Method::DELETE, &path, None, CHANGE_DEADLINE)
-                .await
-            {
-                Ok(_) | Err(EngineError::Refused { status: 404, .. }) => return Ok(()),
-                // Someone else removes it (`--rm`): wait until it is gone.
-                Err(EngineError::Refused {
-                    status: 409, message, ..
-                }) if message.contains("already in progress") && Instant::now() < give_up_at => {
-                    tokio::time::sleep(REMOVAL_INTERVAL).await;
-                }
-                Err(error) => return Err(error),
-            }
-        }
+        self.remove_container(id, false).await
+    }
+
+    async fn unmake(&self, _namespace: &str, id: &str) -> Result<(), EngineError> {
+        self.remove_container(id, true).await
+    }
+
+    fn volumes(&self) -> Option<&dyn VolumeStore> {
+        Some(self)
     }
 
     async fn disarm_restart(&self, container: &Container) -> Result<(), EngineError> {
@@ -388,6 +403,7 @@ fn mounts(description: &Value) -> Vec<Mount> {
                 kind: kind.to_owned(),
                 source: text(source).to_owned(),
                 target: text(&mount["Destination"]).to_owned(),
+                is_anonymous: kind == "volume" && volumes::is_anonymous(description, text(source)),
             }
         })
         .collect()
