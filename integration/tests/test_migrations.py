@@ -265,6 +265,7 @@ class Recover(ApiTest):
         self.start_agent(self.hb)
         self.soon("hb to see it", lambda: self.state(self.hb, self.migration) == "broken")
         self.recover(self.hb, "--give-up")
+        self.assertNotEqual("broken", self.state(self.hb, self.migration), "nobody has to decide any more")
         self.runs_afresh(self.ha, self.hb)
 
     def test_a_broken_container_is_started_afresh_where_it_is(self) -> None:

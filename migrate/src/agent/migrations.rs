@@ -64,7 +64,7 @@ fn views(agent: &Agent) -> Vec<MigrationView> {
 fn under_way(agent: &Agent) -> Vec<MigrationView> {
     let mut views = agent.registry.views();
     for found in Found::read_all(&agent.host.places).into_iter().flatten() {
-        let broken = found.broken().is_some();
+        let awaits_human = found.awaits_human();
         let opened = found.opened;
         match views
             .iter_mut()
@@ -76,7 +76,7 @@ fn under_way(agent: &Agent) -> Vec<MigrationView> {
                 role: opened.role,
                 container: opened.container.name,
                 peer: opened.peer,
-                state: if broken { "broken" } else { "recovering" }.into(),
+                state: if awaits_human { "broken" } else { "recovering" }.into(),
                 phase: None,
                 transferred: 0,
                 ended_unix_ms: None,
