@@ -17,8 +17,11 @@ from lab.commands import LabError, run
 from lab.hosts import Host
 from lab.layout import qualified
 
-# CRIU may be about to start: what a fault waits for somebody to kill, at most.
+# A process may be about to start: what a fault waits for somebody to kill, at most.
 LOOK_SECONDS = 0.5
+PAGER_KILLED = "pager killed"
+# Whom a fault looks for when it strikes, by the name the kernel knows.
+SOUGHT = {"CRIU killed": "criu", PAGER_KILLED: "pager"}
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ FAULTS = (
     Fault("agent killed", "destination"),
     Fault("CRIU killed", "source"),
     Fault("CRIU killed", "destination"),
+    Fault(PAGER_KILLED, "destination"),
     Fault("link cut", "destination"),
     Fault("/run full", "destination"),
 )
@@ -61,8 +65,8 @@ class Strike:
         what = self._fault.what
         if what == "agent killed":
             os.kill(self._agent, signal.SIGKILL)
-        elif what == "CRIU killed":
-            return self._kill_criu()
+        elif what in SOUGHT:
+            return self._kill(SOUGHT[what])
         elif what == "link cut":
             links.cut(self._host.name)
         else:
@@ -80,10 +84,10 @@ class Strike:
         elif what == "/run full":
             self._resize(self._size_kib)
 
-    def _kill_criu(self) -> bool:
+    def _kill(self, name: str) -> bool:
         ends_at = time.monotonic() + LOOK_SECONDS
         while time.monotonic() < ends_at:
-            found = [pid for pid in processes("criu") if pid_namespace_of(pid) == self._namespace]
+            found = [pid for pid in processes(name) if pid_namespace_of(pid) == self._namespace]
             if found:
                 for pid in found:
                     with contextlib.suppress(ProcessLookupError):

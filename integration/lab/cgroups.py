@@ -80,6 +80,26 @@ def processes_inside(tree: Path) -> set[int]:
     return found - {0}
 
 
+def is_frozen(pid: int) -> bool:
+    """Whether a process is in a frozen cgroup of either version; one that is gone does not run either."""
+    try:
+        lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+    except OSError:
+        return True
+    groups = [(controllers.split(","), inside.lstrip("/")) for _, controllers, inside in (line.split(":", 2) for line in lines)]
+    for mount, kind, options in hierarchies():
+        for controllers, inside in groups:
+            if kind == "cgroup2" and controllers == [""]:
+                state, frozen = mount / inside / "cgroup.events", "frozen 1"
+            elif kind == "cgroup" and "freezer" in controllers and "freezer" in options.split(","):
+                state, frozen = mount / inside / "freezer.state", "FROZEN"
+            else:
+                continue
+            if state.exists() and frozen in state.read_text().splitlines():
+                return True
+    return False
+
+
 def thaw() -> None:
     """Lets all processes run that a freezer of version 1 holds: what is frozen there does not die of a signal."""
     for state in (path for tree in trees() for path in tree.rglob("freezer.state")):

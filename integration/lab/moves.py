@@ -18,7 +18,7 @@ from .hosts import Host
 # The agents' own deadlines are shorter; this one ends a test whose agent hangs.
 MOVE_DEADLINE_SECONDS = 90.0
 # Programs that a move runs and that must be gone at its end; the holder's name is all that tells it from its shim.
-PASSING = re.compile(r"(^|/)(criu|hold|gate)( |$)|runc.* (checkpoint|restore) ")
+PASSING = re.compile(r"(^|/)(criu|hold|gate|thaw|pager)( |$)|runc.* (checkpoint|restore) ")
 
 
 class Move:
