@@ -23,6 +23,9 @@ RESTART_SECONDS = 20.0
 # After the commit each of these ends it as if it had been killed itself.
 DEADLY = ((PAGER_KILLED, "destination"), ("CRIU killed", "destination"))
 KILLED = "137"
+# A CRIU that is killed amid its dump leaves its own code in tasks, which end by it.
+CRASHING = (("CRIU killed", "source"),)
+CRASHED = ("132", "133", "135", "139")
 # What the command says by its exit status of where the container is.
 SAID = {0: "moved", 1: "stayed", 3: "moved", 4: "stayed", 5: "stayed", 130: "stayed"}
 
@@ -81,20 +84,27 @@ def standing_still(source: Host, target: Host) -> list[str]:
     return wrong
 
 
-def has_died(target: Host, fault: Fault, since: float) -> tuple[bool, list[str]]:
-    """Whether the container ended at the destination since then, and what is wrong with that."""
-    told = target.run(
+def has_died(source: Host, target: Host, fault: Fault, since: float) -> tuple[bool, list[str]]:
+    """Whether the container ended since then, other than by the commit at the source, and what is wrong with that."""
+    here = [status for status in _deaths(source, since) if status in CRASHED]
+    there = _deaths(target, since)
+    if not here and not there:
+        return False, []
+    struck = (fault.what, fault.side)
+    is_told = (struck in CRASHING and len(here) == 1 and not there) or (struck in DEADLY and there == [KILLED] and not here)
+    if not is_told:
+        return True, [f"it ended on {source.name} with {here}, on {target.name} with {there}"]
+    host = source if here else target
+    wait_until("what has ended to be started again", lambda: containers(host).get(CONTAINER) == "running", RESTART_SECONDS)
+    return True, []
+
+
+def _deaths(host: Host, since: float) -> list[str]:
+    """The statuses with which it ended on a host, as Docker remembers."""
+    return host.run(
         *("docker", "events", "--since", f"{since:.3f}", "--until", f"{time.time():.3f}"),
         *("--filter", "event=die", "--filter", f"container={CONTAINER}", "--format", "{{.Actor.Attributes.exitCode}}"),
     ).stdout.split()
-    if not told:
-        return False, []
-    if (fault.what, fault.side) not in DEADLY or told != [KILLED]:
-        return True, [f"it ended on {target.name} with status {', '.join(told)}"]
-    wait_until(
-        "what was killed to be started again", lambda: containers(target).get(CONTAINER) == "running", RESTART_SECONDS
-    )
-    return True, []
 
 
 def locks(host: Host) -> list[str]:

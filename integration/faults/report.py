@@ -13,8 +13,8 @@ COUNTS = f"{'runs':>5}{'hit':>5}{'moved':>7}{'stayed':>8}{'by hand':>9}{'died':>
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
-    """`hit`: there was something to strike. `by hand`: a human had to decide, and did. `died`: it ended at the destination, as
-    is told of this fault. `anew`: the client had to connect again. `gap s`: the longest silence it heard. `WRONG`: a promise
+    """`hit`: there was something to strike. `by hand`: a human had to decide, and did. `died`: it ended, as is told of this
+    fault. `anew`: the client had to connect again. `gap s`: the longest silence it heard. `WRONG`: a promise
     was not kept."""
     rows: dict[tuple[str, str, str], list[Outcome]] = {}
     for outcome in outcomes:

@@ -49,7 +49,7 @@ class Outcome:
     by_hand: str = ""
     """What a human has chosen, where one had to."""
     has_died: bool = False
-    """It ended at the destination, of what it may die of, and was started again by its engine."""
+    """It ended of what it may die of, and was started again."""
     connection: str = ""
     acknowledged: int = 0
     longest_gap_ms: int = 0
@@ -89,7 +89,7 @@ def attempt(plan: Plan, source: Host, target: Host, usual: Mapping[str, float]) 
             finally:
                 strike.lift()
             _settle(source, target, migration, mark, outcome)
-            outcome.has_died, wrong = place.has_died(target, plan.fault, began)
+            outcome.has_died, wrong = place.has_died(source, target, plan.fault, began)
             outcome.violations += wrong
             _check_place(source, target, mark, outcome)
             if outcome.ended != "lost" and not outcome.by_hand and not outcome.has_died:

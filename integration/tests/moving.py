@@ -231,10 +231,11 @@ with socket.create_connection(("{ADDRESS}", 6379)) as redis:
         if host.daemon_pid("agent") is None:
             host.start_daemon("agent")
 
-    def criu_that(self, script: str) -> Callable[[], None]:
-        """Puts a program before CRIU on hb; what it returns takes it away, as the test's end does."""
-        wrapper = self.hb.path("/usr/local/sbin/criu")
-        self.hb.write("/usr/local/sbin/criu", f'#!/bin/sh\n{script}\nexec /usr/sbin/criu "$@"\n')
+    def criu_that(self, script: str, host: Host | None = None) -> Callable[[], None]:
+        """Puts a program before CRIU, on hb unless told; what it returns takes it away, as the test's end does."""
+        host = host or self.hb
+        wrapper = host.path("/usr/local/sbin/criu")
+        host.write("/usr/local/sbin/criu", f'#!/bin/sh\n{script}\nexec /usr/sbin/criu "$@"\n')
         wrapper.chmod(0o755)
 
         def remove() -> None:

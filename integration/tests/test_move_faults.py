@@ -194,6 +194,21 @@ class BeforeTheCommit(Fault):
             self.failed(move.end(), 1, "restore failed on hb")
             lift()
 
+    def test_a_container_that_crashes_with_its_criu_is_started_again_as_its_engine_would(self) -> None:
+        # CRIU's breakpoint kills it with this status; a signal from outside does not kill a container's first process.
+        crashes = ("sh", "-c", "trap 'exit 133' USR1; while :; do sleep 1 & wait; done")
+        name = self.start("busybox", *crashes, options=("--network", "none", "--restart", "always"))
+        pid, began = self.inspect(name, "{{.State.Pid}}"), self.inspect(name, "{{.State.StartedAt}}")
+        lift = self.criu_that(f'case "$*" in swrk*) kill -USR1 {pid}; sleep 1; kill -KILL $$;; esac', self.ha)
+        self.failed(self.begin_move(name).end(), 1, "freeze failed on ha")
+        lift()
+        self.soon("it to run again", lambda: self.containers(self.ha)[name] == "running")
+        self.assertNotEqual(began, self.inspect(name, "{{.State.StartedAt}}"))
+        self.assertEqual("always", self.inspect(name, "{{.HostConfig.RestartPolicy.Name}}"))
+        self.assertNotIn(name, self.containers(self.hb))
+        self.holds_nothing(self.ha)
+        self.holds_nothing(self.hb)
+
     def begin_and_kill(self, *names: str) -> None:
         """Has a move fail because the programs that CRIU calls die while the container is held."""
         move = self.begin_move(self.name)

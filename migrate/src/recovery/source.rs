@@ -22,7 +22,7 @@ pub(super) async fn recover(host: &Host, found: &Found) -> Result<&'static str, 
     };
     let mut ended = match state {
         State::Reclaimed => "given back by the destination, started afresh here",
-        _ => "undone, the container runs here",
+        _ => "undone, the container is here",
     };
     while state.next() != Deed::Rest {
         let event = deeds.perform(state.next()).await?;

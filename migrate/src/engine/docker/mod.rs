@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use hyper::Method;
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -324,10 +325,20 @@ impl Engine for Docker {
     }
 
     async fn rearm_restart(&self, container: &Container) -> Result<(), EngineError> {
-        match restart_policy(container) {
-            Some(policy) => self.set_restart_policy(container, policy).await,
-            None => Ok(()),
+        let Some(policy) = restart_policy(container) else {
+            return Ok(());
+        };
+        self.set_restart_policy(container, policy).await?;
+        // Had it not been told otherwise meanwhile, Docker would have started it again.
+        if has_crashed(&self.describe(&container.id).await?["State"]) {
+            log::warn!("{} has crashed and is started again", container.name);
+            let itself = Created {
+                id: container.id.clone(),
+                namespace: container.namespace.clone(),
+            };
+            self.start(&itself, container).await?;
         }
+        Ok(())
     }
 
     async fn log_path(&self, created: &Created) -> Result<Option<PathBuf>, EngineError> {
@@ -353,6 +364,14 @@ impl Engine for Docker {
 fn restart_policy(container: &Container) -> Option<&Value> {
     let policy = &container.description["HostConfig"]["RestartPolicy"];
     Some(policy).filter(|policy| !matches!(text(&policy["Name"]), "" | "no"))
+}
+
+/// Whether a container has ended by what a killed CRIU leaves in a task that it was at work on: a breakpoint, or registers
+/// that mean nothing there. An end by anybody's wish is another one.
+fn has_crashed(state: &Value) -> bool {
+    let faults = [Signal::SIGILL, Signal::SIGTRAP, Signal::SIGBUS, Signal::SIGSEGV];
+    let by = |signal: Signal| state["ExitCode"] == 128 + signal as i32;
+    state["Status"] == "exited" && faults.into_iter().any(by)
 }
 
 /// A container out of its description.
@@ -480,6 +499,23 @@ mod tests {
         assert_eq!(container.networks[0].address, "10.78.9.50");
         assert!(container.networks[0].address_moves);
         assert_eq!(container.mounts[0].source, "/var/log");
+    }
+
+    #[test]
+    fn a_crash_is_an_end_that_nobody_wished_for() {
+        let state = |status: &str, code: i64| json!({ "Status": status, "ExitCode": code });
+        assert!(has_crashed(&state("exited", 133)));
+        assert!(has_crashed(&state("exited", 139)));
+        for (status, code) in [
+            ("running", 133),
+            ("exited", 0),
+            ("exited", 1),
+            ("exited", 5),
+            ("exited", 137),
+            ("exited", 143),
+        ] {
+            assert!(!has_crashed(&state(status, code)), "{status} {code}");
+        }
     }
 
     #[test]
