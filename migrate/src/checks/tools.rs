@@ -1,10 +1,14 @@
 //! The programs that dump and restore: whether they are there, how old they are, and what they can do on this kernel.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::path::Path;
+use std::process::{Output, Stdio};
 use std::time::Duration;
 
 use godwit_runtime::lens;
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 use tokio::process::Command;
 use tokio::time::timeout;
 
@@ -175,8 +179,16 @@ pub async fn check(tools: &Tools) -> Finding {
 /// What a program prints; otherwise why not, with the first error it names.
 pub async fn output_of(program: &Path, arguments: &[&str]) -> Result<String, String> {
     let shown = || format!("`{} {}`", program.display(), arguments.join(" "));
-    let run = Command::new(program).args(arguments).kill_on_drop(true).output();
-    match timeout(VERSION_DEADLINE, run).await {
+    let (group, run) = match begin(program, arguments) {
+        Ok(begun) => begun,
+        Err(error) => return Err(format!("{}: {error}", program.display())),
+    };
+    let ended = timeout(VERSION_DEADLINE, run).await;
+    if !matches!(&ended, Ok(Ok(output)) if output.status.code().is_some()) {
+        // CRIU tries some things out in children of its own, which would sleep on for a quarter of an hour.
+        let _ = killpg(group, Signal::SIGKILL);
+    }
+    match ended {
         Ok(Ok(output)) if output.status.success() => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
         Ok(Ok(output)) => {
             let said = [output.stderr, output.stdout].concat();
@@ -196,6 +208,23 @@ pub async fn output_of(program: &Path, arguments: &[&str]) -> Result<String, Str
         Ok(Err(error)) => Err(format!("{}: {error}", program.display())),
         Err(_) => Err(format!("{} hangs", shown())),
     }
+}
+
+/// Starts a program that leads a process group, and tells which.
+fn begin(
+    program: &Path,
+    arguments: &[&str],
+) -> io::Result<(Pid, impl Future<Output = io::Result<Output>> + use<>)> {
+    let child = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .kill_on_drop(true)
+        .spawn()?;
+    let pid = child.id().ok_or(io::ErrorKind::NotFound)?;
+    Ok((Pid::from_raw(pid.cast_signed()), child.wait_with_output()))
 }
 
 /// What stands behind `label`, or else all of it.
@@ -288,5 +317,27 @@ mod tests {
             said.unwrap_err()
                 .ends_with("ended with exit status: 3: error (x.c:1): no way")
         );
+    }
+
+    #[tokio::test]
+    async fn a_program_that_is_killed_leaves_no_children() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("child");
+        let script = format!(
+            "sleep 300 >/dev/null 2>&1 & echo $! >{}; kill -KILL $$",
+            file.display()
+        );
+        output_of(Path::new("/bin/sh"), &["-c", &script])
+            .await
+            .unwrap_err();
+        let child = std::fs::read_to_string(file).unwrap();
+        let stat = format!("/proc/{}/stat", child.trim());
+        let ended = async {
+            // Whoever has inherited it may take its time to look.
+            while std::fs::read_to_string(&stat).is_ok_and(|stat| !stat.contains(") Z ")) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(Duration::from_secs(30), ended).await.unwrap();
     }
 }
