@@ -19,6 +19,7 @@ from lab.layout import qualified
 
 # A process may be about to start: what a fault waits for somebody to kill, at most.
 LOOK_SECONDS = 0.5
+RESIZE_ATTEMPTS = 20
 PAGER_KILLED = "pager killed"
 # Whom a fault looks for when it strikes, by the name the kernel knows.
 SOUGHT = {"CRIU killed": "criu", PAGER_KILLED: "pager"}
@@ -70,8 +71,7 @@ class Strike:
         elif what == "link cut":
             links.cut(self._host.name)
         else:
-            # As it is while a move runs, not as it was when the fault was prepared.
-            self._resize(_run_kib(self._host)[1])
+            self._take_all_room()
         return True
 
     def lift(self) -> None:
@@ -94,6 +94,15 @@ class Strike:
                         os.kill(pid, signal.SIGKILL)
                 return True
         return False
+
+    def _take_all_room(self) -> None:
+        # What is taken grows while a move runs, and the kernel makes no place smaller than that.
+        for further_attempts in reversed(range(RESIZE_ATTEMPTS)):
+            try:
+                return self._resize(_run_kib(self._host)[1])
+            except LabError:
+                if not further_attempts:
+                    raise
 
     def _resize(self, kib: int) -> None:
         # The nearest way into the host: only its mounts are needed.
