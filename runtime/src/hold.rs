@@ -18,7 +18,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, parent_id};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -106,6 +106,9 @@ pub struct HoldRecord {
     /// For a dump: where to look for what a CRIU that was killed has left.
     #[serde(default)]
     pub traces: Option<Traces>,
+    /// For a dump: the shim, to whom the children of a CRIU that was killed fall.
+    #[serde(default)]
+    pub shim: Option<u32>,
 }
 
 impl HoldRecord {
@@ -145,6 +148,33 @@ impl HoldRecord {
             Some(path) => self.fate(verdict::decide(path, WITHOUT_WORD)?)? == Fate::GivenBack,
         };
         Ok(is_given_back && self.traces.as_ref().is_some_and(Traces::are_left))
+    }
+
+    /// Whether CRIU, which had started a process whose parent is this now, has ended.
+    fn is_orphaned(&self, parent: u32) -> bool {
+        parent <= 1 || self.shim == Some(parent)
+    }
+
+    /// Freezes the container for a CRIU that lives. One that is killed meanwhile may have been settled before the cgroup was
+    /// frozen, and nobody would do it again.
+    fn freeze_for_criu(
+        &self,
+        parent: impl Fn() -> u32,
+        freeze: impl FnOnce(u32) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let gone = || Err(io::Error::other("CRIU has ended"));
+        let criu = parent();
+        if self.is_orphaned(criu) {
+            return gone();
+        }
+        freeze(criu)?;
+        if self.is_orphaned(parent()) {
+            while self.settle()? == Settled::PagesNeeded {
+                std::thread::sleep(DRAIN_POLL_INTERVAL);
+            }
+            return gone();
+        }
+        Ok(())
     }
 
     /// Whether this was a held dump whose tasks run again.
@@ -187,24 +217,24 @@ pub fn main(called_as: &Path) -> io::Result<()> {
     let record: HoldRecord = serde_json::from_slice(&fs::read(control.join("hold.json"))?)?;
     if let (PRE_DUMP, Some(freezer)) = (action.as_str(), &record.freezer) {
         // Also what is paused already: the pause may have come amid a vfork.
-        let frozen = if !record.paused {
-            leave_helper(
-                &control,
-                std::os::unix::process::parent_id().to_string(),
-                Stdio::null(),
-            )?;
-            freezer.freeze()
-        } else if freezer.must_let_go()? {
-            freeze_kept(&control, freezer)
-        } else {
-            freezer.freeze()
+        let freeze = |criu: u32| {
+            if !record.paused {
+                leave_helper(&control, criu.to_string(), Stdio::null())?;
+                freezer.freeze()
+            } else if freezer.must_let_go()? {
+                freeze_kept(&control, freezer)
+            } else {
+                freezer.freeze()
+            }
         };
+        let frozen = record.freeze_for_criu(parent_id, freeze);
         frozen.inspect_err(|error| refuse(&control, error))?;
     }
     if let (POST_DUMP, Some(_), Some(freezer)) = (action.as_str(), &record.verdict, &record.freezer) {
         // CRIU has thawed the cgroup: until now only its tracing held the tasks. Frozen again, they stand still even if it
         // is killed; it leaves the cgroup as it had found it, which is frozen as well.
-        freezer.freeze().inspect_err(|error| refuse(&control, error))?;
+        let frozen = record.freeze_for_criu(parent_id, |_| freezer.freeze());
+        frozen.inspect_err(|error| refuse(&control, error))?;
     }
     // The clock is not worth a container: a shim that is gone is no reason to fail.
     if let Ok(mut shim) = UnixStream::connect(control.join("ctl.sock")) {
@@ -411,6 +441,38 @@ mod tests {
                 .unwrap()
                 .starts_with("THAWED")
         );
+    }
+
+    #[test]
+    fn a_container_is_not_left_frozen_by_the_holder_of_a_criu_that_was_killed() {
+        const CRIU: u32 = 40;
+        const SHIM: u32 = 30;
+        let state = |directory: &Path| fs::read_to_string(directory.join("freezer.state")).unwrap();
+        for heir in [SHIM, 1] {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path();
+            let record = HoldRecord {
+                shim: Some(SHIM),
+                ..record(path)
+            };
+            let freeze = |_| fs::write(path.join("freezer.state"), "FROZEN");
+            assert!(record.freeze_for_criu(|| CRIU, freeze).is_ok());
+            assert!(state(path).starts_with("FROZEN"));
+            // Killed before the holder has looked for its parent: there is nothing to do.
+            fs::write(path.join("freezer.state"), "THAWED").unwrap();
+            assert!(record.freeze_for_criu(|| heir, freeze).is_err());
+            assert!(state(path).starts_with("THAWED"));
+            // Killed after that, and settled before the cgroup was frozen.
+            let parent = std::cell::Cell::new(CRIU);
+            let killed = |criu| {
+                parent.set(heir);
+                freeze(criu)
+            };
+            assert!(record.freeze_for_criu(|| parent.get(), killed).is_err());
+            assert!(state(path).starts_with("THAWED"));
+            let verdict = verdict::read(&path.join("verdict")).unwrap();
+            assert_eq!(verdict, Some(Verdict::Aborted));
+        }
     }
 
     #[test]

@@ -126,6 +126,7 @@ impl Dump {
                 pid: request.pid,
                 log: work.join(DUMP_LOG),
             }),
+            shim: Some(std::process::id()),
         };
         let json = serde_json::to_vec(&record).map_err(|error| unready(error.into()))?;
         write_atomically(&site.control.join("hold.json"), &json).map_err(unready)?;
