@@ -87,7 +87,8 @@ def standing_still(source: Host, target: Host) -> list[str]:
 def has_died(source: Host, target: Host, fault: Fault, since: float) -> tuple[bool, list[str]]:
     """Whether the container ended since then, other than by the commit at the source, and what is wrong with that."""
     here = [status for status in _deaths(source, since) if status in CRASHED]
-    there = _deaths(target, since)
+    # What ends there before the commit has never run: Docker tells of it as well.
+    there = _deaths(target, since) if CONTAINER in containers(target) else []
     if not here and not there:
         return False, []
     struck = (fault.what, fault.side)
