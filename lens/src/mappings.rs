@@ -2,19 +2,43 @@
 
 use std::fs;
 use std::io;
+use std::sync::{Mutex, PoisonError};
 
 /// What the kernel calls the ring of an asynchronous reader.
 const ASYNCHRONOUS: &str = "/[aio]";
 
+/// The task that was asked about last: CRIU takes one after the other, each with all its mappings, and holds it meanwhile.
+static LAST: Mutex<Option<Seen>> = Mutex::new(None);
+
+/// What is known of a task.
+struct Seen {
+    pid: u32,
+    /// Its mappings in the kernel's words; none if it has something that must not wait.
+    maps: String,
+}
+
 /// Whether what lies between the two addresses is one whole mapping that can wait.
 pub(crate) fn can_wait(pid: u32, start: u64, end: u64) -> io::Result<bool> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    // CRIU does not restore locked memory lazily, and `maps` does not say which it is.
-    if !has_nothing_locked(&status) {
-        return Ok(false);
+    let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+    if last.as_ref().is_none_or(|seen| seen.pid != pid) {
+        *last = Some(Seen::read(pid)?);
     }
-    let maps = fs::read_to_string(format!("/proc/{pid}/maps"))?;
-    Ok(!maps.contains(ASYNCHRONOUS) && maps.lines().any(|line| is_private(line, start, end)))
+    let range = format!("{start:08x}-{end:08x}");
+    Ok(last
+        .as_ref()
+        .is_some_and(|seen| seen.maps.lines().any(|line| is_private(line, &range))))
+}
+
+impl Seen {
+    fn read(pid: u32) -> io::Result<Self> {
+        let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let mut maps = fs::read_to_string(format!("/proc/{pid}/maps"))?;
+        // CRIU does not restore locked memory lazily, and `maps` does not say which it is.
+        if !has_nothing_locked(&status) || maps.contains(ASYNCHRONOUS) {
+            maps.clear();
+        }
+        Ok(Self { pid, maps })
+    }
 }
 
 fn has_nothing_locked(status: &str) -> bool {
@@ -24,15 +48,15 @@ fn has_nothing_locked(status: &str) -> bool {
         .is_some_and(|locked| locked.trim() == "0 kB")
 }
 
-/// Whether a line of `maps` tells of exactly this mapping, and that it is private and of no file.
-fn is_private(line: &str, start: u64, end: u64) -> bool {
+/// Whether a line of `maps` tells of exactly the mapping at `range`, and that it is private and of no file.
+fn is_private(line: &str, range: &str) -> bool {
     let mut fields = line.split_ascii_whitespace();
-    let (Some(range), Some(permissions)) = (fields.next(), fields.next()) else {
+    let (Some(at), Some(permissions)) = (fields.next(), fields.next()) else {
         return false;
     };
     let inode = fields.nth(2);
     let name = fields.next().unwrap_or_default();
-    range == format!("{start:08x}-{end:08x}")
+    at == range
         && permissions.starts_with("rw")
         && permissions.ends_with('p')
         && inode == Some("0")
@@ -45,7 +69,7 @@ mod tests {
 
     #[test]
     fn only_a_whole_private_mapping_of_no_file_can_wait() {
-        let (start, end) = (0x7f00_0000_0000, 0x7f00_4000_0000);
+        let range = "7f0000000000-7f0040000000";
         for (line, expected) in [
             ("7f0000000000-7f0040000000 rw-p 00000000 00:00 0", true),
             (
@@ -72,12 +96,11 @@ mod tests {
             ),
             ("", false),
         ] {
-            assert_eq!(is_private(line, start, end), expected, "{line}");
+            assert_eq!(is_private(line, range), expected, "{line}");
         }
         assert!(is_private(
             "00400000-00900000 rw-p 00000000 00:00 0",
-            0x40_0000,
-            0x90_0000
+            "00400000-00900000"
         ));
     }
 
