@@ -26,6 +26,7 @@ use crate::journal::Found;
 use crate::message::{Message, PageStream, VERSIONS, negotiate};
 use crate::options::MoveOptions;
 use crate::pages::memory::Memory;
+use crate::pages::portion::Backlog;
 use crate::pages::relay::Relay;
 use crate::pages::serve::{self, Offering, Pages};
 use crate::phase::{Phase, Role};
@@ -75,6 +76,7 @@ pub async fn offer_again(
         .map_err(|error| format!("finding the memory of the frozen tasks: {error}"))?;
     let offering = host.board.expect(migration);
     offering.open(pages);
+    offering.begin();
     Ok(Some(offering))
 }
 
@@ -116,7 +118,7 @@ pub async fn is_fetching(host: &Host, created: &Created) -> bool {
 /// Source: answers a destination that wants pages, until it has them or goes.
 pub async fn serve(
     host: &Host,
-    mut stream: impl Duplex,
+    mut stream: impl Duplex + Backlog,
     peer: &str,
     versions: &[u32],
     migration: &MigrationId,

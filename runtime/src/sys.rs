@@ -57,6 +57,17 @@ pub(crate) fn set_terminal_size(terminal: impl AsFd, columns: u16, rows: u16) ->
     Ok(())
 }
 
+/// Bytes written to a TCP socket that its other end has not acknowledged (`SIOCOUTQ`, tcp(7)).
+pub fn unacknowledged(socket: impl AsFd) -> io::Result<u32> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: the call writes one int through the pointer, which is valid for it.
+    let result = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(bytes.unsigned_abs())
+}
+
 /// Switches on the loopback device of the calling thread's network namespace (netdevice(7)).
 pub(crate) fn loopback_up() -> io::Result<()> {
     set_device(b"lo", true)

@@ -29,6 +29,22 @@ impl Run {
         self.pages as usize * PAGE_BYTES
     }
 
+    /// What is below an address within it, and what is at it or above.
+    pub fn split_at(&self, address: u64) -> (Option<Self>, Option<Self>) {
+        let n_below = address.clamp(self.address, self.end()) - self.address;
+        let below = Self {
+            pages: (n_below / PAGE) as u32,
+            ..*self
+        };
+        let above = Self {
+            address: self.address + n_below,
+            pages: self.pages - below.pages,
+            ..*self
+        };
+        let some = |run: Self| (run.pages > 0).then_some(run);
+        (some(below), some(above))
+    }
+
     fn end(&self) -> u64 {
         self.address + u64::from(self.pages) * PAGE
     }
@@ -232,6 +248,18 @@ mod tests {
             Some(run(0, 2, 1)),
             "who asks now has lost it"
         );
+    }
+
+    #[test]
+    fn a_run_is_split_where_what_is_waited_for_begins() {
+        let all = run(1, 10, 5);
+        assert_eq!(
+            all.split_at(13 * PAGE),
+            (Some(run(1, 10, 3)), Some(run(1, 13, 2)))
+        );
+        assert_eq!(all.split_at(10 * PAGE), (None, Some(all)));
+        assert_eq!(all.split_at(9 * PAGE), (None, Some(all)));
+        assert_eq!(all.split_at(15 * PAGE), (Some(all), None));
     }
 
     #[test]

@@ -7,7 +7,6 @@
 use std::collections::HashMap;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread;
 use std::time::Instant;
 
 use godwit_runtime::pages::layout::Task;
@@ -15,25 +14,26 @@ use godwit_runtime::pages::wire::{HEADER_BYTES, Header, Kind};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{mpsc, watch};
 use tokio::task::spawn_blocking;
+use tokio::time::sleep;
 
 use super::chooser::Chooser;
 use super::codec::{self, Packing};
 use super::memory::Memory;
+use super::portion::{Backlog, Neighbours, Portion};
 use super::schedule::{Run, Schedule};
-use super::turn::Turn;
+use super::turn::{Order, Turn};
 use crate::bandwidth::Pacer;
 use crate::places::MigrationId;
 use crate::progress::Transfer;
 
-/// Bytes of records that go out in one write: the cost of a write vanishes beside it, and it is still in the cache.
+/// Bytes of records that are read from the tasks and packed at once: still in the cache when they are written.
 const BATCH_BYTES: usize = 1 << 20;
+
+/// Bytes between two looks at whose turn it is, where nobody waits.
+const LOOK_BYTES: usize = 128 << 10;
 
 /// Batches read ahead of the link on each stream: one is filled while one is written.
 const BATCHES_AHEAD: usize = 2;
-
-/// Pages right before one that a task waits for, which go with it. Programs go down as well as up, and an allocator keeps what
-/// belongs together within some dozen pages: of a Redis of 1 GB this spares every second question.
-const PAGES_BEFORE: u32 = 16;
 
 /// The memory of a container that stands still here, shared by the streams that send it.
 #[derive(Debug)]
@@ -79,18 +79,22 @@ impl Pages {
         locked(&self.schedule)
     }
 
-    /// Waits while pages that go unasked have to stand back. To be called by a thread of its own.
-    fn stand_back(&self) {
-        // The guard must not be held while this waits.
-        let now = Instant::now;
-        let wait = || locked(&self.turn).stand_back(now());
-        let mut has_waited = false;
-        while let Some(wait) = wait() {
-            thread::sleep(wait);
-            has_waited = true;
-        }
-        if has_waited {
-            locked(&self.chooser).forget(now());
+    /// Waits while pages that go unasked have to stand back; whether they are to go in portions then.
+    async fn stand_back(&self) -> bool {
+        let mut is_first = true;
+        loop {
+            // The guard must not be held while this waits.
+            let order = locked(&self.turn).order(Instant::now());
+            if order == Order::Go && is_first {
+                return false;
+            }
+            locked(&self.chooser).forget(Instant::now());
+            match order {
+                Order::StandBack(wait) => sleep(wait).await,
+                Order::Moderate => return true,
+                Order::Go => return false,
+            }
+            is_first = false;
         }
     }
 
@@ -148,6 +152,13 @@ impl Offering {
     pub fn open(&self, pages: Pages) {
         self.pages.send_replace(Some(Arc::new(pages)));
     }
+
+    /// The tasks run at the destination.
+    pub fn begin(&self) {
+        if let Some(pages) = &*self.pages.borrow() {
+            locked(&pages.turn).begin();
+        }
+    }
 }
 
 impl Drop for Offering {
@@ -175,20 +186,34 @@ fn ended() -> io::Error {
 }
 
 /// Sends every page once, in turn with other streams that do the same; then waits until the other end closes.
-pub async fn push(mut stream: impl AsyncRead + AsyncWrite + Unpin, pages: Arc<Pages>) -> io::Result<()> {
+pub async fn push(
+    mut stream: impl AsyncRead + AsyncWrite + Backlog + Unpin,
+    pages: Arc<Pages>,
+) -> io::Result<()> {
     let (filled, mut to_write) = mpsc::channel(BATCHES_AHEAD);
     let (written, empty) = std::sync::mpsc::sync_channel(BATCHES_AHEAD + 1);
     let filler = {
         let pages = Arc::clone(&pages);
         spawn_blocking(move || fill(&pages, &filled, &empty))
     };
+    let mut portion = Portion::default();
     while let Some((content, batch)) = to_write.recv().await {
         let batch: Vec<u8> = batch;
-        pages.pacer.take(batch.len() as u64).await;
-        stream.write_all(&batch).await?;
-        stream.flush().await?;
+        let mut rest = batch.as_slice();
+        while !rest.is_empty() {
+            let is_moderate = pages.stand_back().await;
+            let bytes = if is_moderate { portion.bytes() } else { LOOK_BYTES };
+            let (now, later) = rest.split_at(bytes.min(rest.len()));
+            pages.pacer.take(now.len() as u64).await;
+            stream.write_all(now).await?;
+            stream.flush().await?;
+            pages.transfer.add(now.len() as u64);
+            if is_moderate {
+                portion.settle(&stream).await;
+            }
+            rest = later;
+        }
         locked(&pages.chooser).note(content, Instant::now());
-        pages.transfer.add(batch.len() as u64);
         let _ = written.try_send(batch);
     }
     filler.await.map_err(io::Error::other)??;
@@ -214,7 +239,6 @@ fn fill(
             .try_recv()
             .unwrap_or_else(|_| Vec::with_capacity(2 * BATCH_BYTES));
         batch.clear();
-        pages.stand_back();
         let packing = locked(&pages.chooser).packing();
         let mut content = 0;
         while batch.len() < BATCH_BYTES {
@@ -231,10 +255,13 @@ fn fill(
 }
 
 /// Answers what is asked for, until the other end says that it has all, or closes.
-pub async fn answer(stream: impl AsyncRead + AsyncWrite + Unpin, pages: Arc<Pages>) -> io::Result<()> {
-    let (mut input, mut output) = tokio::io::split(stream);
+pub async fn answer(
+    mut stream: impl AsyncRead + AsyncWrite + Backlog + Unpin,
+    pages: Arc<Pages>,
+) -> io::Result<()> {
     let (mut buffer, mut out) = (Vec::new(), Vec::new());
-    while let Some(header) = read_header(&mut input).await? {
+    let mut neighbours = Neighbours::default();
+    while let Some(header) = read_header(&mut stream).await? {
         match header.kind {
             Kind::Urgent => locked(&pages.turn).urgent(Instant::now()),
             Kind::Wanted => {}
@@ -255,20 +282,24 @@ pub async fn answer(stream: impl AsyncRead + AsyncWrite + Unpin, pages: Arc<Page
             pages: header.pages,
         };
         let before = match header.kind {
-            Kind::Urgent => PAGES_BEFORE,
+            Kind::Urgent => neighbours.next(&stream),
             _ => 0,
         };
         let found = pages.schedule().asked(wanted, before);
         if let Some(run) = found {
+            let (before, wanted) = run.split_at(header.address);
             out.clear();
-            pages.pack(run, Packing::None, &mut buffer, &mut out)?;
+            // What is waited for first: the task runs on while the rest is on its way.
+            for run in [wanted, before].into_iter().flatten() {
+                pages.pack(run, Packing::None, &mut buffer, &mut out)?;
+            }
             match header.kind {
                 // A task waits for it: what is sent unasked makes room.
                 Kind::Urgent => pages.pacer.note(out.len() as u64),
                 _ => pages.pacer.take(out.len() as u64).await,
             }
-            output.write_all(&out).await?;
-            output.flush().await?;
+            stream.write_all(&out).await?;
+            stream.flush().await?;
             pages.transfer.add(out.len() as u64);
         }
     }

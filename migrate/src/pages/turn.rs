@@ -1,41 +1,71 @@
 //! Whose turn it is: pages that go unasked stand back for a while when a task waits for one.
 //!
 //! All streams of a move share the link and, at both ends, the processors. A task that has just begun to run there touches
-//! one page after the other, and each of them would queue behind megabytes that nobody waits for yet. To stand back for
-//! ever would leave the container without its memory for as long as it is busy, so there is only so much of it.
+//! one page after the other, and each of them would queue behind megabytes that nobody waits for yet: at a gigabit a switch
+//! holds some 20 ms of them. To stand back for ever would leave the container without its memory for as long as it is busy.
+//! So at first they give way entirely, then they go in portions, and at last as fast as the link takes them. In portions
+//! they also go before the tasks run, when nobody takes them: what fills the buffers then is in the way of the first page.
 
 use std::time::{Duration, Instant};
 
 /// A task that was answered asks for its next page within this, as a rule: it is some round trips and context switches.
 const QUIET: Duration = Duration::from_millis(5);
 
-/// For how long pages stand back altogether. A program has touched what it needs to answer its first requests by then.
+/// For how long pages give way entirely. A program has touched what it needs to answer its first requests by then.
 const PATIENCE: Duration = Duration::from_millis(500);
+
+/// For how long they go in portions after that. What a task asks for brings its neighbours along, so that a program which
+/// goes on asking gets most of its memory by that, and one of a terabyte is not kept for hours.
+const MODERATION: Duration = Duration::from_secs(10);
+
+/// What pages that go unasked are to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Order {
+    /// Wait so long, and ask again.
+    StandBack(Duration),
+    /// Go in portions ([`super::portion`]).
+    Moderate,
+    /// Go.
+    Go,
+}
 
 /// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Turn {
+    /// Whether the tasks run at the destination.
+    has_begun: bool,
     last_urgent: Option<Instant>,
-    stood_back: Duration,
+    /// For how long tasks have been asking, altogether.
+    busy: Duration,
 }
 
 impl Turn {
+    /// The tasks run at the destination.
+    pub(super) fn begin(&mut self) {
+        self.has_begun = true;
+    }
+
     /// A page was asked for that a task waits for.
     pub(super) fn urgent(&mut self, now: Instant) {
-        // Those that came while another was still fresh are one time of standing back.
+        // Those that came while another was still fresh are one time of asking.
         if let Some(last) = self.last_urgent {
-            self.stood_back += now.saturating_duration_since(last).min(QUIET);
+            self.busy += now.saturating_duration_since(last).min(QUIET);
         }
         self.last_urgent = Some(now);
     }
 
-    /// How long the next pages that go unasked must wait.
-    pub(super) fn stand_back(&self, now: Instant) -> Option<Duration> {
-        if self.stood_back >= PATIENCE {
-            return None;
+    /// What the next pages that go unasked are to do.
+    pub(super) fn order(&self, now: Instant) -> Order {
+        let quiet_at = self.last_urgent.map_or(now, |last| last + QUIET);
+        if !self.has_begun && self.last_urgent.is_none() {
+            Order::Moderate
+        } else if now >= quiet_at || self.busy >= PATIENCE + MODERATION {
+            Order::Go
+        } else if self.busy < PATIENCE {
+            Order::StandBack(quiet_at - now)
+        } else {
+            Order::Moderate
         }
-        let quiet_at = self.last_urgent? + QUIET;
-        Some(quiet_at.saturating_duration_since(now)).filter(|wait| !wait.is_zero())
     }
 }
 
@@ -46,27 +76,37 @@ mod tests {
     #[test]
     fn pages_stand_back_until_it_is_quiet() {
         let (mut turn, now) = (Turn::default(), Instant::now());
-        assert_eq!(turn.stand_back(now), None);
+        assert_eq!(turn.order(now), Order::Moderate, "nobody takes them");
+        turn.begin();
+        assert_eq!(turn.order(now), Order::Go);
         turn.urgent(now);
-        assert_eq!(turn.stand_back(now), Some(QUIET));
-        assert_eq!(turn.stand_back(now + QUIET / 2), Some(QUIET / 2));
-        assert_eq!(turn.stand_back(now + QUIET), None);
+        assert_eq!(turn.order(now), Order::StandBack(QUIET));
+        assert_eq!(turn.order(now + QUIET / 2), Order::StandBack(QUIET / 2));
+        assert_eq!(turn.order(now + QUIET), Order::Go);
     }
 
     #[test]
     fn tasks_that_never_stop_asking_do_not_hold_the_rest_up_for_ever() {
-        let (mut turn, mut now) = (Turn::default(), Instant::now());
-        let mut held = Duration::ZERO;
-        while turn.stand_back(now).is_some() || held.is_zero() {
+        let (mut turn, began) = (Turn::default(), Instant::now());
+        let mut now = began;
+        let mut changes = Vec::new();
+        while now - began < PATIENCE + MODERATION + PATIENCE {
             turn.urgent(now);
+            let order = match turn.order(now) {
+                Order::StandBack(_) => Order::StandBack(QUIET),
+                other => other,
+            };
+            if changes.last().is_none_or(|(_, last)| *last != order) {
+                changes.push((now - began, order));
+            }
             now += QUIET / 5;
-            held += QUIET / 5;
-            assert!(held <= PATIENCE + QUIET, "it stands back for {held:?}");
         }
-        assert!(held >= PATIENCE);
-        now += PATIENCE;
-        turn.urgent(now);
-        assert_eq!(turn.stand_back(now), None, "and not again");
+        let expected = [
+            (Duration::ZERO, Order::StandBack(QUIET)),
+            (PATIENCE, Order::Moderate),
+            (PATIENCE + MODERATION, Order::Go),
+        ];
+        assert_eq!(changes, expected);
     }
 
     #[test]
@@ -74,7 +114,7 @@ mod tests {
         let (mut turn, mut now) = (Turn::default(), Instant::now());
         for _ in 0..50 {
             turn.urgent(now);
-            assert!(turn.stand_back(now).is_some());
+            assert_eq!(turn.order(now), Order::StandBack(QUIET));
             now += PATIENCE;
         }
     }

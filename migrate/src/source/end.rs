@@ -40,6 +40,9 @@ impl Source {
         if self.state.next() != Deed::AwaitDrained {
             return;
         }
+        if let Some(offering) = &self.offering {
+            offering.begin();
+        }
         let since = Instant::now();
         match self.link.receive("drained", deadlines::DRAIN).await {
             Ok(Message::Drained { memory }) => {

@@ -9,8 +9,15 @@ use crate::frame::{self, Frame};
 use crate::journal::{Journal, Opened};
 use crate::message::{Message, PageStream, VERSIONS};
 use crate::options::MoveOptions;
+use crate::pages::portion::Backlog;
 use crate::phase::Role;
 use crate::places::MigrationId;
+
+impl Backlog for DuplexStream {
+    fn unacknowledged(&self) -> u64 {
+        0
+    }
+}
 
 /// What a host that asks for pages is told first.
 async fn told(world: &World, peer: &str, migration: &MigrationId) -> Message {

@@ -21,3 +21,5 @@ mod tasks;
 #[cfg(test)]
 mod tests;
 pub mod wire;
+
+pub use crate::sys::unacknowledged;

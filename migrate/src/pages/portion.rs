@@ -1,0 +1,148 @@
+//! Portions: how pages go that nobody waits for, beside those that somebody does.
+//!
+//! What was sent and has not been acknowledged stands in the link's queues, and a page that is waited for stands behind it.
+//! So each portion goes when the one before it has arrived, and one that took long is followed by a rest, in which the link
+//! belongs to the others. How much a portion is, the link says by itself: it grows for as long as it arrives promptly.
+
+use std::time::{Duration, Instant};
+
+use tokio::time::sleep;
+
+/// A portion at least and at most: a small part of what it costs to send one, and a batch.
+const LEAST_BYTES: usize = 64 << 10;
+const MOST_BYTES: usize = 1 << 20;
+
+/// The first: a millisecond of a gigabit's link.
+const FIRST_BYTES: usize = 128 << 10;
+
+/// What arrives within this holds nobody up; it is some ticks of the runtime's clock.
+const PROMPT: Duration = Duration::from_millis(3);
+
+/// How many times as long as a late portion took the rest behind it lasts.
+const RESTS: u32 = 4;
+
+/// Nothing is waited for longer: a link that is cut is noticed elsewhere.
+const PATIENCE: Duration = Duration::from_millis(50);
+
+/// How often it is looked whether a portion has arrived.
+const LOOK_INTERVAL: Duration = Duration::from_millis(1);
+
+/// Pages right before one that a task waits for, which go with it, at most. Programs go down as well as up, and an allocator
+/// keeps what belongs together within some dozen pages: of a Redis of 1 GB this spares every second question.
+const MOST_NEIGHBOURS: u32 = 16;
+
+/// A connection that knows what of it is on its way.
+pub trait Backlog {
+    /// Bytes that were written and that the other end has not acknowledged.
+    fn unacknowledged(&self) -> u64;
+}
+
+/// How much goes at a time on one stream.
+#[derive(Debug)]
+pub(super) struct Portion(usize);
+
+impl Default for Portion {
+    fn default() -> Self {
+        Self(FIRST_BYTES)
+    }
+}
+
+impl Portion {
+    pub(super) fn bytes(&self) -> usize {
+        self.0
+    }
+
+    /// Waits until a portion that has just been written has arrived, and for the rest behind it.
+    pub(super) async fn settle(&mut self, connection: &impl Backlog) {
+        let began = Instant::now();
+        while connection.unacknowledged() > 0 && began.elapsed() < PATIENCE {
+            sleep(LOOK_INTERVAL).await;
+        }
+        sleep(self.arrived(began.elapsed())).await;
+    }
+
+    /// Learns how long one took to arrive; returns the rest behind it.
+    fn arrived(&mut self, took: Duration) -> Duration {
+        if took <= PROMPT {
+            self.0 = (self.0 * 2).min(MOST_BYTES);
+            return Duration::ZERO;
+        }
+        self.0 = (self.0 / 2).max(LEAST_BYTES);
+        took * RESTS
+    }
+}
+
+/// How many pages go along with one that a task waits for.
+///
+/// They travel behind it, while the task runs on. If some are still on their way when it asks again, they have been in the
+/// way of its next page.
+#[derive(Debug)]
+pub(super) struct Neighbours(u32);
+
+impl Default for Neighbours {
+    fn default() -> Self {
+        Self(MOST_NEIGHBOURS)
+    }
+}
+
+impl Neighbours {
+    /// How many may go along with the next, which has just been asked for.
+    pub(super) fn next(&mut self, connection: &impl Backlog) -> u32 {
+        self.0 = match connection.unacknowledged() {
+            0 => (self.0 + 1).min(MOST_NEIGHBOURS),
+            _ => self.0 / 2,
+        };
+        self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Sends portions for a second over a link of so many bytes in a millisecond; returns the bytes that went and the longest
+    /// time in milliseconds that one stood in the way.
+    fn send(bytes_a_milli: usize) -> (usize, u128) {
+        let (mut portion, mut clock, mut sent, mut longest) = (Portion::default(), Duration::ZERO, 0, 0);
+        while clock < Duration::from_secs(1) {
+            let took = Duration::from_micros((1000 * portion.bytes() / bytes_a_milli) as u64 + 100);
+            sent += portion.bytes();
+            longest = longest.max(took.as_millis());
+            clock += took;
+            clock += portion.arrived(took);
+        }
+        (sent, longest)
+    }
+
+    struct Link(u64);
+
+    impl Backlog for Link {
+        fn unacknowledged(&self) -> u64 {
+            self.0
+        }
+    }
+
+    #[test]
+    fn no_more_go_along_than_the_link_takes_before_the_next_question() {
+        let mut neighbours = Neighbours::default();
+        assert_eq!(neighbours.next(&Link(0)), MOST_NEIGHBOURS);
+        assert_eq!(neighbours.next(&Link(9000)), MOST_NEIGHBOURS / 2);
+        assert_eq!(neighbours.next(&Link(1)), MOST_NEIGHBOURS / 4);
+        assert_eq!(neighbours.next(&Link(0)), MOST_NEIGHBOURS / 4 + 1);
+        for _ in 0..9 {
+            neighbours.next(&Link(1));
+        }
+        assert_eq!(neighbours.next(&Link(1)), 0);
+    }
+
+    #[test]
+    fn a_fast_link_is_used_and_a_slow_one_left_to_those_who_wait() {
+        let (fast, _) = send(1 << 20);
+        assert!(fast > 500 << 20, "{fast} bytes of a link of a GB a second");
+        let (slow, longest) = send(118 << 10);
+        assert!((10 << 20..60 << 20).contains(&slow), "{slow} bytes of a gigabit");
+        assert!(longest <= 5, "{longest} ms");
+        let (slower, _) = send(1 << 10);
+        assert!(slower > 0);
+    }
+}
