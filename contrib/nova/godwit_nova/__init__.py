@@ -1,0 +1,1 @@
+"""Docker containers as Nova instances, moved live by Godwit's agents."""

@@ -1,0 +1,1 @@
+"""Tests of the driver that need no host."""
