@@ -16,7 +16,7 @@ CHAOS ?=
 # What the tests are given besides: `make test TESTS=test_shim`, `make test TESTS="--runtime io.containerd.runc.v2"`.
 TESTS ?=
 
-.PHONY: help setup build release-shim release lint test test-all test-vm bench-shim bench-move chaos fuzz demo lab lab-down lab-status
+.PHONY: help setup build release-shim release lint test test-all test-vm nova bench-shim bench-move chaos fuzz demo lab lab-down lab-status
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name what; do \
@@ -53,6 +53,9 @@ test-all: build ## the same on both bases, forky and trixie, with the tests that
 test-vm: build ## test pre-copy in two virtual machines, whose kernel tells what is written to; 10 minutes
 	@integration/setup vm
 	integration/test-vm
+
+nova: build ## move containers by a real Nova with two computes; the first time some minutes to install it
+	integration/test-nova
 
 bench-shim: release-shim ## measure the shim's memory and times beside the stock shim's; best on a quiet machine
 	GODWIT_BINARIES=$(RELEASE_DIR) integration/bench-shim $(BENCH)
