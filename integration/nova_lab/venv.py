@@ -18,6 +18,8 @@ from lab.layout import CACHE_DIR, REPOSITORY
 
 CONSTRAINTS = Path(__file__).with_name("constraints.txt")
 DRIVER = REPOSITORY / "contrib" / "nova"
+# Raise it when `_build` changes what it produces.
+RECIPE_VERSION = 1
 # Checkouts side by side may want different ones; one that nobody has used as long as this is removed.
 KEEP_SECONDS = 3 * 24 * 3600.0
 # 70 s on two idle cores with a near index; the rest is for a busy machine and a far one.
@@ -30,7 +32,7 @@ class Venv:
     """The environment, from `use` on until the process ends."""
 
     def __init__(self) -> None:
-        recipe = f"{sys.version_info}\n{CONSTRAINTS.read_text()}"
+        recipe = f"{RECIPE_VERSION}\n{sys.version_info}\n{CONSTRAINTS.read_text()}"
         self.path = CACHE_DIR / f"nova-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
         # Touched at each use; what it says is for `_remove_stale`.
         self._complete = self.path / "complete"
@@ -80,6 +82,9 @@ class Venv:
              "--requirement", str(CONSTRAINTS)],
             deadline=INSTALL_DEADLINE_SECONDS,
         )  # fmt: skip
+        # Nova's own tests look for the configuration files beside its modules.
+        (site_packages,) = self.path.glob("lib/python*/site-packages")
+        (site_packages / "etc").symlink_to(self.path / "etc")
         self._complete.touch()
 
     def _install_driver(self) -> None:
