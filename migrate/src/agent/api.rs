@@ -24,7 +24,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::agent::peers::unknown_host;
-use crate::agent::{Agent, migrations, registry, rescue};
+use crate::agent::{Agent, containers, migrations, registry, rescue};
 use crate::clock::Report;
 use crate::doctor::{self, Diagnosis};
 use crate::engine::set::Choice;
@@ -77,23 +77,6 @@ pub struct VersionView {
     pub peers: Vec<String>,
 }
 
-/// `GET /v1/containers/NAME`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct ContainerView {
-    /// Full id.
-    pub id: String,
-    /// Name.
-    pub name: String,
-    /// Whether it runs, unpaused.
-    pub running: bool,
-    /// The runtime it was started with.
-    pub runtime: String,
-    /// Whose it is: `docker` or `containerd`.
-    pub engine: String,
-    /// The shim's word for its state; `None` if it runs under no shim of Godwit.
-    pub state: Option<String>,
-}
-
 /// The body of every answer that is not 2xx.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ErrorView {
@@ -127,7 +110,8 @@ type Route = (&'static str, &'static str, fn() -> MethodRouter<Arc<Agent>>);
 /// All there are; `docs/openapi.json` describes each.
 const ROUTES: &[Route] = &[
     ("get", "/v1/version", || get(version)),
-    ("get", "/v1/containers/{name}", || get(container)),
+    ("get", "/v1/containers", || get(containers::list)),
+    ("get", "/v1/containers/{name}", || get(containers::show)),
     ("get", "/v1/migrations", || get(migrations::list)),
     ("post", "/v1/migrations", || post(migrate)),
     ("get", "/v1/migrations/{id}", || get(migrations::show)),
@@ -153,30 +137,6 @@ async fn version(State(agent): State<Arc<Agent>>) -> Json<VersionView> {
         host: agent.host.name.clone(),
         peers: agent.host.peers.names(),
     })
-}
-
-async fn container(
-    State(agent): State<Arc<Agent>>,
-    Path(name): Path<String>,
-) -> Result<Json<ContainerView>, Refusal> {
-    let engines = &agent.host.engines;
-    let container = engines.find(Choice::Auto, None, &name).await?;
-    let shims = &agent.host.shims;
-    let found = shims
-        .find(Role::Source, &container.namespace, &container.id)
-        .await;
-    let state = match found {
-        Ok(Some(shim)) => shim.inspect().await.ok().map(|view| view.state),
-        Ok(None) | Err(_) => None,
-    };
-    Ok(Json(ContainerView {
-        id: container.id,
-        name: container.name,
-        running: container.running,
-        runtime: container.runtime,
-        engine: container.engine,
-        state,
-    }))
 }
 
 async fn force_complete(
@@ -260,12 +220,12 @@ async fn migrate(
     let container = subject(&agent, &request).await?;
     let busy =
         |error: registry::Busy| Refusal(StatusCode::CONFLICT, format!("{}: {error}", request.container));
-    let claim = agent
-        .registry
-        .claim(&container.namespace, &container.id)
-        .map_err(busy)?;
     let migration = MigrationId::random()
         .map_err(|error| Refusal(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
+    let claim = agent
+        .registry
+        .claim(&migration, &container.namespace, &container.id)
+        .map_err(busy)?;
     let (observer, events) = Observer::new(agent.stop.child_token());
     let listing = agent
         .registry

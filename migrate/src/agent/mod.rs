@@ -4,6 +4,7 @@
 //! It holds no migration logic: `source`, `destination` and `recovery` do. It decides only who may begin one.
 
 pub mod api;
+pub mod containers;
 pub mod migrations;
 pub mod peers;
 pub mod registry;
@@ -188,9 +189,10 @@ impl Agent {
     /// Finishes or undoes a move in a task of its own.
     fn recover(self: &Arc<Self>, found: Found) {
         let opened = found.opened.clone();
+        let (migration, container) = (&opened.migration, &opened.container);
         let claim = self
             .registry
-            .claim(&opened.container.namespace, &opened.container.id);
+            .claim(migration, &container.namespace, &container.id);
         let agent = Arc::clone(self);
         let stop = self.stop.clone();
         self.tasks.spawn(async move {

@@ -1,6 +1,7 @@
 //! The moves under way on this host, and the rule that a container has one at a time.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
@@ -9,13 +10,16 @@ use crate::phase::{Phase, Role};
 use crate::places::MigrationId;
 use crate::progress::Observer;
 
+/// The container of each move, by namespace and id.
+pub type Claims = BTreeMap<(String, String), MigrationId>;
+
 /// Moves under way; cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Registry(Arc<Mutex<Table>>);
 
 #[derive(Debug, Default)]
 struct Table {
-    containers: BTreeSet<(String, String)>,
+    containers: Claims,
     live: BTreeMap<MigrationId, Live>,
 }
 
@@ -74,21 +78,27 @@ pub struct Listing {
 
 impl Registry {
     /// Claims a container of this host for a move.
-    pub fn claim(&self, namespace: &str, id: &str) -> Result<Claim, Busy> {
+    pub fn claim(&self, migration: &MigrationId, namespace: &str, id: &str) -> Result<Claim, Busy> {
         let container = (namespace.to_owned(), id.to_owned());
-        if !self.table().containers.insert(container.clone()) {
-            return Err(Busy);
-        }
+        match self.table().containers.entry(container.clone()) {
+            Entry::Occupied(_) => return Err(Busy),
+            Entry::Vacant(free) => free.insert(migration.clone()),
+        };
         Ok(Claim {
             registry: self.clone(),
             container,
         })
     }
 
+    /// Which containers of this host have a move.
+    pub fn claims(&self) -> Claims {
+        self.table().containers.clone()
+    }
+
     /// Whether a container of this host has a move.
     pub fn is_claimed(&self, namespace: &str, id: &str) -> bool {
         let container = (namespace.to_owned(), id.to_owned());
-        self.table().containers.contains(&container)
+        self.table().containers.contains_key(&container)
     }
 
     /// Lists a move for as long as the answer lives. A name that is taken is refused.
@@ -190,11 +200,15 @@ mod tests {
     #[test]
     fn a_container_has_one_move_at_a_time() {
         let registry = Registry::default();
-        let claim = registry.claim("moby", "abc").unwrap();
-        assert!(registry.claim("moby", "abc").is_err());
-        assert!(registry.claim("k8s.io", "abc").is_ok());
+        let (migration, other) = (MigrationId::random().unwrap(), MigrationId::random().unwrap());
+        let claim = registry.claim(&migration, "moby", "abc").unwrap();
+        assert!(registry.claim(&other, "moby", "abc").is_err());
+        assert!(registry.claim(&other, "k8s.io", "abc").is_ok());
+        let claims = registry.claims();
+        assert_eq!(claims.len(), 1, "the other is given back");
+        assert_eq!(claims[&("moby".to_owned(), "abc".to_owned())], migration);
         drop(claim);
-        assert!(registry.claim("moby", "abc").is_ok());
+        assert!(registry.claim(&other, "moby", "abc").is_ok());
     }
 
     #[test]

@@ -20,6 +20,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use crate::finding::Finding;
 use volume::VolumeStore;
 
+/// Godwit's own runtime, as containerd names it.
+pub const RUNTIME: &str = "io.containerd.godwit.v2";
+
 /// A running container as its engine knows it: all that is needed to make it again on another host.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Container {
@@ -72,6 +75,25 @@ impl Container {
         };
         has(&spec["mounts"], "cgroup") && !has(&spec["linux"]["namespaces"], "cgroup")
     }
+}
+
+/// A container as its engine lists it, running or not: enough to choose one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// As in [`Container`].
+    pub engine: &'static str,
+    /// The engine's full id on this host.
+    pub id: String,
+    /// As in [`Container`].
+    pub name: String,
+    /// As in [`Container`].
+    pub namespace: String,
+    /// The name its image was asked for by; may be empty or an id.
+    pub image: String,
+    /// Docker's word for its state; containerd's are translated into those.
+    pub state: String,
+    /// The containerd runtime it is made for; `None` if the engine is too busy with it to say.
+    pub runtime: Option<String>,
 }
 
 /// One network a container is attached to.
@@ -171,6 +193,9 @@ pub trait Engine: Send + Sync {
 
     /// Finds a container by name, id or unique prefix of its id.
     async fn inspect(&self, container: &str) -> Result<Container, EngineError>;
+
+    /// All containers it has, running or not.
+    async fn list(&self) -> Result<Vec<Listed>, EngineError>;
 
     /// Every reason why this engine cannot take `container`; empty if it can. Changes nothing.
     /// Looks at: name taken, networks missing or different, address in use, bind sources missing, volumes,

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Container, Engine, EngineError};
+use super::{Container, Engine, EngineError, Listed};
 use crate::finding::Finding;
 
 /// The engine that a user names, or none.
@@ -50,6 +50,18 @@ impl Engines {
             findings.extend(engine.examine().await);
         }
         findings
+    }
+
+    /// All containers of all engines, and why an engine's are not among them.
+    pub async fn list(&self) -> (Vec<Listed>, Vec<EngineError>) {
+        let (mut containers, mut silent) = (Vec::new(), Vec::new());
+        for engine in &self.0 {
+            match engine.list().await {
+                Ok(listed) => containers.extend(listed),
+                Err(error) => silent.push(error),
+            }
+        }
+        (containers, silent)
     }
 
     /// Finds a container. `namespace` is containerd's and means nothing to Docker.

@@ -16,7 +16,7 @@ use tokio::io::AsyncReadExt;
 
 use crate::clock::Step;
 use crate::engine::volume::VolumeStore;
-use crate::engine::{Container, Created, Engine, EngineError, Source};
+use crate::engine::{Container, Created, Engine, EngineError, Listed, Source};
 use crate::finding::{Code, Finding};
 use crate::phase::Role;
 use crate::places::Places;
@@ -185,6 +185,11 @@ impl Engine for Fake {
             mounts: self.mounts(),
             description: serde_json::Value::Null,
         })
+    }
+
+    async fn list(&self) -> Result<Vec<Listed>, EngineError> {
+        // No move asks for it.
+        Ok(Vec::new())
     }
 
     async fn objections(&self, container: &Container) -> Result<Vec<Finding>, EngineError> {

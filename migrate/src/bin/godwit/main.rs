@@ -5,6 +5,7 @@
 //! where no agent answers. What a command prints stands in the module of its name.
 
 mod client;
+mod containers;
 mod doctor;
 mod findings;
 mod force;
@@ -92,6 +93,14 @@ enum Command {
         #[command(flatten)]
         agent: AgentSocket,
     },
+    /// List the containers of this host, and which of them a move is at.
+    Containers {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        agent: AgentSocket,
+    },
     /// List the moves of this host, show one, or give one up.
     Migrations {
         #[command(subcommand)]
@@ -168,6 +177,7 @@ fn main() -> ExitCode {
             config,
             agent,
         } => block_on(doctor::run(&agent.socket, &config, peer.as_deref(), json)),
+        Command::Containers { json, agent } => block_on(containers::run(&agent.socket, json)),
         Command::ForceComplete { migration, agent } => block_on(force::complete(&agent.socket, &migration)),
         Command::Migrations { order, json, agent } => {
             let order = order.unwrap_or(migrations::Order::List);

@@ -12,8 +12,8 @@ use super::proto::{
     ApplyDiff, BlobDigest, BlobInfo, CommitSnapshot, Container, ContainerFilters, ContainerId, Containers,
     CreateLease, CreateTask, Descriptor, DiffApplied, Empty, FieldMask, Image, ImageFilters, ImageName,
     Images, KillTask, LeaseId, Mount, Mounts, Namespaces, OneBlobInfo, OneContainer, OneImage,
-    OneSnapshotInfo, PrepareSnapshot, Process, SnapshotInfo, SnapshotKey, TaskId, TaskProcess, UpdateBlob,
-    UpdateContainer,
+    OneSnapshotInfo, PrepareSnapshot, Process, SnapshotInfo, SnapshotKey, TaskFilters, TaskId, TaskProcess,
+    Tasks, UpdateBlob, UpdateContainer,
 };
 use crate::engine::EngineError;
 
@@ -152,6 +152,13 @@ impl<'a> Namespace<'a> {
     pub(super) async fn task(&self, id: &str) -> Result<Option<Process>, EngineError> {
         let found: Option<TaskProcess> = absent_is_none(self.ask("tasks.v1.Tasks/Get", &task_id(id)).await)?;
         Ok(found.and_then(|found| found.process.into_option()))
+    }
+
+    /// All tasks; containerd passes over those whose shim does not answer it.
+    pub(super) async fn tasks(&self) -> Result<Vec<Process>, EngineError> {
+        let all = TaskFilters::new();
+        let listed: Tasks = self.ask("tasks.v1.Tasks/List", &all).await?;
+        Ok(listed.tasks)
     }
 
     pub(super) async fn create_task(&self, request: &CreateTask) -> Result<(), EngineError> {

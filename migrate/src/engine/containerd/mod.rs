@@ -29,6 +29,7 @@ mod proto {
     pub(super) use containerd::*;
 }
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,7 +38,7 @@ use async_trait::async_trait;
 use nix::sys::signal::Signal;
 use tokio::time::{Instant, sleep};
 
-use super::{Container, Created, Engine, EngineError, Source};
+use super::{Container, Created, Engine, EngineError, Listed, Source};
 use crate::finding::{Code, Finding};
 use calls::Namespace;
 use grpc::{Client, ENGINE, FAILED_PRECONDITION, broken};
@@ -237,6 +238,25 @@ impl Engine for Containerd {
         };
         let parent = snapshot.unwrap_or_default().parent;
         Record::container(found, name, task.as_ref(), parent, image)
+    }
+
+    async fn list(&self) -> Result<Vec<Listed>, EngineError> {
+        let mut listed = Vec::new();
+        for name in Namespace::new(&self.client, DEFAULT_NAMESPACE)
+            .namespaces()
+            .await?
+        {
+            let Ok(namespace) = self.namespace(&name) else {
+                continue;
+            };
+            let tasks = namespace.tasks().await?.into_iter();
+            let tasks: HashMap<String, proto::Process> = tasks.map(|task| (task.id.clone(), task)).collect();
+            for container in namespace.containers().await? {
+                let task = tasks.get(&container.id);
+                listed.push(record::listed(container, &name, task));
+            }
+        }
+        Ok(listed)
     }
 
     async fn objections(&self, container: &Container) -> Result<Vec<Finding>, EngineError> {

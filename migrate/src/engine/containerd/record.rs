@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::grpc::{ENGINE, broken};
 use super::image::Descriptor;
 use super::{DEFAULT_NAMESPACE, proto};
-use crate::engine::{Container, EngineError, Mount};
+use crate::engine::{Container, EngineError, Listed, Mount};
 
 /// The label by which containerd's restart monitor knows what state a task is to be in: with `running` it starts one
 /// that has ended again.
@@ -199,6 +199,28 @@ impl Record {
     }
 }
 
+/// A container as it is listed. With no task it is called created, as containerd's other clients do: whether one has run
+/// and been deleted is not known.
+pub(super) fn listed(found: proto::Container, namespace: &str, task: Option<&proto::Process>) -> Listed {
+    let status = task.map(|task| task.status.enum_value_or_default());
+    let state = match status {
+        None | Some(proto::Status::CREATED) => "created",
+        Some(proto::Status::RUNNING) => "running",
+        Some(proto::Status::PAUSED | proto::Status::PAUSING) => "paused",
+        Some(proto::Status::STOPPED) => "exited",
+        Some(proto::Status::UNKNOWN) => "unknown",
+    };
+    Listed {
+        engine: ENGINE,
+        name: name_in(namespace, &found.id),
+        namespace: namespace.to_owned(),
+        id: found.id,
+        image: found.image,
+        state: state.to_owned(),
+        runtime: Some(found.runtime.unwrap_or_default().name),
+    }
+}
+
 /// How a container is asked for.
 fn name_in(namespace: &str, id: &str) -> String {
     match namespace {
@@ -296,6 +318,27 @@ pub(super) mod tests {
         assert!(container.running);
         assert_eq!(container.mounts.len(), 1, "{:?}", container.mounts);
         assert_eq!(container.mounts[0].source, "/srv/data");
+    }
+
+    #[test]
+    fn a_container_is_listed_with_the_state_of_its_task() {
+        let state = |status: Option<proto::Status>| {
+            let found = proto::Container {
+                id: "web".into(),
+                ..Default::default()
+            };
+            let task = status.map(|status| proto::Process {
+                status: EnumOrUnknown::new(status),
+                ..Default::default()
+            });
+            let listed = listed(found, "birds", task.as_ref());
+            assert_eq!((listed.id.as_str(), listed.name.as_str()), ("web", "birds/web"));
+            listed.state
+        };
+        assert_eq!(state(None), "created");
+        assert_eq!(state(Some(proto::Status::RUNNING)), "running");
+        assert_eq!(state(Some(proto::Status::PAUSING)), "paused");
+        assert_eq!(state(Some(proto::Status::STOPPED)), "exited");
     }
 
     #[test]

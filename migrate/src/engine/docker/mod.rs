@@ -1,13 +1,14 @@
 //! Docker as an engine of a move, by its HTTP API on the unix socket.
 //!
 //! Here stands what is asked of Docker and in which order; how to ask is `http`, what a create request looks like is
-//! `create`, what speaks against one is `objections`, how the daemon is `examine`, what images are called is `image`. It starts and removes
-//! containers only as told and keeps no state of its own.
+//! `create`, what speaks against one is `objections`, which there are is `list`, how the daemon is `examine`, what images are called is
+//! `image`. It starts and removes containers only as told and keeps no state of its own.
 
 mod create;
 mod examine;
 mod http;
 mod image;
+mod list;
 mod objections;
 mod volumes;
 
@@ -21,7 +22,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::volume::VolumeStore;
-use super::{Container, Created, Engine, EngineError, Mount, Network, Source};
+use super::{Container, Created, Engine, EngineError, Listed, Mount, Network, Source};
 use crate::finding::{Code, Finding};
 use create::Addresses;
 use http::{Client, ENGINE, broken};
@@ -110,11 +111,7 @@ impl Docker {
         if runtime.contains(['.', '/']) {
             return Ok(runtime.to_owned());
         }
-        let info = self.client.get("/info").await?;
-        let meant = info["Runtimes"][runtime]["runtimeType"]
-            .as_str()
-            .unwrap_or("io.containerd.runc.v2");
-        Ok(meant.to_owned())
+        Ok(list::runtime_meant(runtime, &self.client.get("/info").await?))
     }
 
     /// Removes a container, and with it `with_volumes` its anonymous volumes.
@@ -173,6 +170,10 @@ impl Engine for Docker {
             .containerd_runtime(text(&description["HostConfig"]["Runtime"]))
             .await?;
         Ok(container_of(description, runtime, networks))
+    }
+
+    async fn list(&self) -> Result<Vec<Listed>, EngineError> {
+        self.all_containers().await
     }
 
     async fn objections(&self, container: &Container) -> Result<Vec<Finding>, EngineError> {

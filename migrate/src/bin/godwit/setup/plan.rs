@@ -8,6 +8,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
+use godwit_migrate::engine::RUNTIME;
 use serde_json::Value;
 
 use super::change::{Change, below, read};
@@ -15,7 +16,6 @@ use super::json;
 
 /// The runtime's name in engines' configurations: `docker run --runtime godwit`.
 const NAME: &str = "godwit";
-const RUNTIME_TYPE: &str = "io.containerd.godwit.v2";
 
 /// Nothing but the drop-in lies there, so that nobody but the daemon whose PATH names it finds it.
 pub(super) const DROP_IN_DIR: &str = "/usr/local/lib/godwit/drop-in";
@@ -83,7 +83,7 @@ pub(super) fn docker(root: &Path, file: &Path, by_name: bool, experimental: bool
         json::get(&text, path).map_err(|why| anyhow::anyhow!("{} cannot be changed: {why}", file.display()))
     };
     if by_name {
-        let wanted = serde_json::json!({ "runtimeType": RUNTIME_TYPE });
+        let wanted = serde_json::json!({ "runtimeType": RUNTIME });
         match (get(&["runtimes"])?, get(&["runtimes", NAME])) {
             (None, _) => {
                 plan.make_member(file, &["runtimes"], "{\n    }");
@@ -130,7 +130,7 @@ pub(super) fn containerd(root: &Path, file: &Path) -> Result<Plan> {
         ),
     };
     match handler(&table, plugin) {
-        Some(now) if now.get("runtime_type").and_then(toml::Value::as_str) == Some(RUNTIME_TYPE) => {}
+        Some(now) if now.get("runtime_type").and_then(toml::Value::as_str) == Some(RUNTIME) => {}
         Some(_) => bail!(
             "{} has a runtime {NAME} already with other settings",
             file.display()
@@ -144,7 +144,7 @@ pub(super) fn containerd(root: &Path, file: &Path) -> Result<Plan> {
             };
             let block = format!(
                 "{end}\n# by `godwit setup containerd`\n[plugins.\"{plugin}\".containerd.runtimes.{NAME}]\n  \
-                 runtime_type = \"{RUNTIME_TYPE}\"\n"
+                 runtime_type = \"{RUNTIME}\"\n"
             );
             let changed = parse(&format!("{text}{block}"));
             ensure!(
