@@ -34,7 +34,7 @@ use crate::progress::Observer;
 use crate::protocol::Word;
 use crate::protocol::destination::{Deed, Event, State};
 use crate::recovery;
-use crate::run::{self, Boxed, ForwardRow, Row, Side};
+use crate::run::{self, Boxed, Row, Side};
 use crate::shim::{SHIM_PROTOCOL, ShimClient};
 use crate::volumes::arrive::Arriving;
 
@@ -64,7 +64,6 @@ pub struct Destination {
     rootfs: PathBuf,
     volumes: Arriving,
     log: Option<Reserve>,
-    leftovers: Vec<String>,
 }
 
 /// Takes a container over `link`, whose hello for `migration` was read.
@@ -97,7 +96,6 @@ pub async fn run(
         rootfs: PathBuf::new(),
         volumes: Arriving::default(),
         log: None,
-        leftovers: Vec::new(),
     };
     let outcome = run::run(&mut destination).await;
     destination.link.end().await;
@@ -107,49 +105,47 @@ pub async fn run(
 impl Side for Destination {
     const ROLE: Role = Role::Destination;
 
-    const UNDOABLE: &'static [Row<Self>] = &[
+    const UNDOABLE: &'static [Row<Self, Result<(), Problem>>] = &[
         Row {
             phase: Phase::Hello,
             forward: |destination| Box::pin(destination.hello()),
-            undo: |_| Box::pin(std::future::ready(())),
         },
         Row {
             phase: Phase::Plan,
             forward: |destination| Box::pin(destination.plan()),
-            undo: |_| Box::pin(std::future::ready(())),
         },
         Row {
             phase: Phase::Prepare,
             forward: |destination| Box::pin(destination.prepare()),
-            undo: |destination| Box::pin(destination.undo()),
         },
         Row {
             phase: Phase::Freeze,
             forward: |destination| Box::pin(destination.receive_rest()),
-            undo: |_| Box::pin(std::future::ready(())),
         },
         Row {
             phase: Phase::Restore,
             forward: |destination| Box::pin(destination.restore()),
-            // What is held goes in one go, with what was prepared.
-            undo: |_| Box::pin(std::future::ready(())),
         },
     ];
 
-    const FORWARD: &'static [ForwardRow<Self>] = &[
-        ForwardRow {
+    const FORWARD: &'static [Row<Self, ()>] = &[
+        Row {
             phase: Phase::Commit,
             forward: |destination| Box::pin(destination.resume()),
         },
-        ForwardRow {
+        Row {
             phase: Phase::Drain,
             forward: |destination| Box::pin(destination.drain()),
         },
-        ForwardRow {
+        Row {
             phase: Phase::Release,
             forward: |destination| Box::pin(destination.settle()),
         },
     ];
+
+    type Event = Event;
+
+    const GAVE_UP: Event = Event::GaveUp;
 
     fn decide(&mut self) -> Boxed<'_, Result<(), Problem>> {
         Box::pin(self.learn_decision())
@@ -167,8 +163,8 @@ impl Side for Destination {
         &self.host.name
     }
 
-    fn take_leftovers(&mut self) -> Vec<String> {
-        std::mem::take(&mut self.leftovers)
+    fn undo_next(&mut self, event: Event) -> Boxed<'_, Result<Option<Event>, String>> {
+        Box::pin(self.undo(event))
     }
 }
 

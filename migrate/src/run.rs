@@ -1,8 +1,8 @@
 //! The one place where a list of phases is run and unwound.
 //!
-//! Each side has two lists. Rows of the first can fail, and each has its undo. Between the lists stands the decision:
-//! the point of no return. Rows of the second cannot fail by their type: what goes wrong there is told in the
-//! report, and nothing is undone. This module does not know what a phase does.
+//! Each side has two lists. Rows of the first can fail, and then all that was done is undone, in the order that the side's
+//! lifecycle says. Between the lists stands the decision: the point of no return. Rows of the second cannot fail by their
+//! type: what goes wrong there is told in the report, and nothing is undone. This module does not know what a phase does.
 
 use std::future::Future;
 use std::num::NonZeroU32;
@@ -16,22 +16,13 @@ use crate::progress::{Event, Observer, PhaseState};
 /// What a phase returns.
 pub type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-/// A phase before the decision.
-pub struct Row<R> {
+/// A phase of the side `R`, and what comes of it.
+pub struct Row<R, T> {
     /// Its name.
     pub phase: Phase,
-    /// What it does. It may be dropped at any await: whatever it has begun, `undo` must find noted in `R`.
-    pub forward: for<'a> fn(&'a mut R) -> Boxed<'a, Result<(), Problem>>,
-    /// Undoes as much of it as was done, nothing included.
-    pub undo: for<'a> fn(&'a mut R) -> Boxed<'a, ()>,
-}
-
-/// A phase after the decision.
-pub struct ForwardRow<R> {
-    /// Its name.
-    pub phase: Phase,
-    /// What it does.
-    pub forward: for<'a> fn(&'a mut R) -> Boxed<'a, ()>,
+    /// What it does. Before the decision it may be dropped at any await: whatever it has begun, `undo_next` must find
+    /// noted in `R`.
+    pub forward: for<'a> fn(&'a mut R) -> Boxed<'a, T>,
 }
 
 /// One side of a move.
@@ -39,9 +30,13 @@ pub trait Side: Sized + Send + 'static {
     /// Which side this is.
     const ROLE: Role;
     /// The phases before the decision, in order.
-    const UNDOABLE: &'static [Row<Self>];
+    const UNDOABLE: &'static [Row<Self, Result<(), Problem>>];
     /// The phases after it, in order.
-    const FORWARD: &'static [ForwardRow<Self>];
+    const FORWARD: &'static [Row<Self, ()>];
+    /// What happens to its lifecycle.
+    type Event: Send;
+    /// That the move is given up.
+    const GAVE_UP: Self::Event;
 
     /// Makes, or learns, the decision: `Ok` is commit, from which there is no way back. Never dropped half-way.
     fn decide(&mut self) -> Boxed<'_, Result<(), Problem>>;
@@ -60,8 +55,9 @@ pub trait Side: Sized + Send + 'static {
     /// The name of this host.
     fn host(&self) -> &str;
 
-    /// Takes what the undoing could not undo, in words.
-    fn take_leftovers(&mut self) -> Vec<String>;
+    /// Takes this event in, does what is to be undone next, and says what came of it; `None` if nothing is left to undo.
+    /// As much is undone as was done, nothing included. `Err` says what could not be, in words.
+    fn undo_next(&mut self, event: Self::Event) -> Boxed<'_, Result<Option<Self::Event>, String>>;
 }
 
 /// An end that a user has set to a move.
@@ -94,7 +90,7 @@ async fn passed(deadline: Option<Deadline>) -> Problem {
 
 /// Runs one side through all its phases. On `Err` everything that this side did is undone.
 pub async fn run<S: Side>(side: &mut S) -> Result<(), Failure> {
-    for (index, row) in S::UNDOABLE.iter().enumerate() {
+    for row in S::UNDOABLE {
         let began = begin(side, row.phase);
         let (abort, deadline) = (side.observer().abort.clone(), side.deadline());
         let outcome = tokio::select! {
@@ -106,11 +102,11 @@ pub async fn run<S: Side>(side: &mut S) -> Result<(), Failure> {
         };
         end(side, row.phase, began, outcome.is_ok());
         if let Err(problem) = outcome {
-            return Err(unwind(side, &S::UNDOABLE[..=index], row.phase, problem).await);
+            return Err(unwind(side, row.phase, problem).await);
         }
     }
     if let Err(problem) = side.decide().await {
-        return Err(unwind(side, S::UNDOABLE, Phase::Commit, problem).await);
+        return Err(unwind(side, Phase::Commit, problem).await);
     }
     // The point of no return: the container belongs to the destination, whatever happens from here on.
     for row in S::FORWARD {
@@ -121,8 +117,8 @@ pub async fn run<S: Side>(side: &mut S) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The one place where anything is undone.
-async fn unwind<S: Side>(side: &mut S, done: &[Row<S>], phase: Phase, problem: Problem) -> Failure {
+/// The one place where anything is undone. What fails is left to recovery, with the journal.
+async fn unwind<S: Side>(side: &mut S, phase: Phase, problem: Problem) -> Failure {
     let mut failure = match problem {
         Problem::There(failure) => failure,
         Problem::Here(cause) => {
@@ -132,10 +128,13 @@ async fn unwind<S: Side>(side: &mut S, done: &[Row<S>], phase: Phase, problem: P
         }
     };
     log::warn!("{}: {failure}; undoing", S::ROLE);
-    for row in done.iter().rev() {
-        (row.undo)(side).await;
+    let mut event = Some(S::GAVE_UP);
+    while let Some(happened) = event.take() {
+        match side.undo_next(happened).await {
+            Ok(next) => event = next,
+            Err(leftover) => failure.leftovers.push(leftover),
+        }
     }
-    failure.leftovers.extend(side.take_leftovers());
     failure
 }
 

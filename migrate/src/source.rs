@@ -42,7 +42,7 @@ use crate::progress::Observer;
 use crate::protocol::source::{Deed, Event, State};
 use crate::protocol::{OutOfTurn, Word};
 use crate::recovery;
-use crate::run::{self, Boxed, Deadline, ForwardRow, Row, Side};
+use crate::run::{self, Boxed, Deadline, Row, Side};
 use crate::shim::{DumpOrder, ShimClient};
 use crate::tcp::{Account, Treatment};
 use crate::volumes::depart::Departing;
@@ -86,7 +86,6 @@ pub struct Source {
     outcome: Outcome,
     remains: Remains,
     remarks: Vec<String>,
-    leftovers: Vec<String>,
 }
 
 /// Moves `container`, which the engine has just described, over `link`.
@@ -129,7 +128,6 @@ pub async fn run(
         outcome: Outcome::Moved,
         remains: Remains::Stopped,
         remarks: Vec::new(),
-        leftovers: Vec::new(),
         host,
         link,
         observer,
@@ -144,49 +142,47 @@ pub async fn run(
 impl Side for Source {
     const ROLE: Role = Role::Source;
 
-    const UNDOABLE: &'static [Row<Self>] = &[
+    const UNDOABLE: &'static [Row<Self, Result<(), Problem>>] = &[
         Row {
             phase: Phase::Hello,
             forward: |source| Box::pin(source.hello()),
-            undo: |_| Box::pin(std::future::ready(())),
         },
         Row {
             phase: Phase::Plan,
             forward: |source| Box::pin(source.plan()),
-            undo: |_| Box::pin(std::future::ready(())),
         },
         Row {
             phase: Phase::Prepare,
             forward: |source| Box::pin(source.prepare()),
-            undo: |source| Box::pin(source.undo()),
         },
         Row {
             phase: Phase::Freeze,
             forward: |source| Box::pin(source.freeze()),
-            // The container is given back in one go, with what was prepared.
-            undo: |_| Box::pin(std::future::ready(())),
         },
         Row {
             phase: Phase::Restore,
             forward: |source| Box::pin(source.await_restore()),
-            undo: |_| Box::pin(std::future::ready(())),
         },
     ];
 
-    const FORWARD: &'static [ForwardRow<Self>] = &[
-        ForwardRow {
+    const FORWARD: &'static [Row<Self, ()>] = &[
+        Row {
             phase: Phase::Commit,
             forward: |source| Box::pin(source.tell_commit()),
         },
-        ForwardRow {
+        Row {
             phase: Phase::Drain,
             forward: |source| Box::pin(source.drain()),
         },
-        ForwardRow {
+        Row {
             phase: Phase::Release,
             forward: |source| Box::pin(source.release()),
         },
     ];
+
+    type Event = Event;
+
+    const GAVE_UP: Event = Event::GaveUp;
 
     fn decide(&mut self) -> Boxed<'_, Result<(), Problem>> {
         Box::pin(self.write_verdict())
@@ -208,8 +204,8 @@ impl Side for Source {
         &self.host.name
     }
 
-    fn take_leftovers(&mut self) -> Vec<String> {
-        std::mem::take(&mut self.leftovers)
+    fn undo_next(&mut self, event: Event) -> Boxed<'_, Result<Option<Event>, String>> {
+        Box::pin(self.undo(event))
     }
 }
 
@@ -338,22 +334,10 @@ impl Source {
         }
     }
 
-    /// Gives the container back as far as it was taken. What fails is left to recovery, with the journal.
-    async fn undo(&mut self) {
-        let mut event = Event::GaveUp;
-        loop {
-            if let Err(error) = self.step(event) {
-                return self.leftovers.push(error.to_string());
-            }
-            event = match self.undo_deed(self.state.next()).await {
-                Ok(Some(event)) => event,
-                Ok(None) => return,
-                Err(reason) => return self.leftovers.push(reason),
-            }
-        }
-    }
-
-    async fn undo_deed(&mut self, deed: Deed) -> Result<Option<Event>, String> {
+    /// The container is given back as far as it was taken.
+    async fn undo(&mut self, event: Event) -> Result<Option<Event>, String> {
+        self.step(event).map_err(|error| error.to_string())?;
+        let deed = self.state.next();
         let (host, migration) = (&self.host, &self.migration);
         match deed {
             Deed::Decide(wanted) => {

@@ -19,22 +19,10 @@ use crate::recovery;
 use crate::volumes;
 
 impl Destination {
-    /// Nothing of the container stays, unless it was given to this host. What fails is left to recovery, with the journal.
-    pub(super) async fn undo(&mut self) {
-        let mut event = Event::GaveUp;
-        loop {
-            if let Err(error) = self.step(event) {
-                return self.leftovers.push(error.to_string());
-            }
-            event = match self.undo_deed(self.state.next()).await {
-                Ok(Some(event)) => event,
-                Ok(None) => return,
-                Err(reason) => return self.leftovers.push(reason),
-            }
-        }
-    }
-
-    async fn undo_deed(&mut self, deed: Deed) -> Result<Option<Event>, String> {
+    /// Nothing of the container stays, unless it was given to this host.
+    pub(super) async fn undo(&mut self, event: Event) -> Result<Option<Event>, String> {
+        self.step(event).map_err(|error| error.to_string())?;
+        let deed = self.state.next();
         match deed {
             Deed::Decide(wanted) => {
                 let path = self.host.places.verdict(&self.migration);
