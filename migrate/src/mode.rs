@@ -64,8 +64,7 @@ pub const PRE_NEEDS: &str =
     "the source's kernel does not tell which pages were written to (CONFIG_MEM_SOFT_DIRTY, Linux 6.7)";
 
 /// What is missing where neither mode pre nor mode post is possible.
-pub const POST_NEEDS: &str =
-    "on one of the hosts CRIU finds no userfaultfd that tells of forks and mappings (CONFIG_USERFAULTFD)";
+pub const POST_NEEDS: &str = "on one of the hosts CRIU does not say that there is a userfaultfd which tells of forks and mappings (CONFIG_USERFAULTFD)";
 
 impl fmt::Display for Mode {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -1,6 +1,6 @@
 //! The programs that dump and restore: whether they are there, how old they are, and what they can do on this kernel.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::Path;
 use std::process::{Output, Stdio};
@@ -40,6 +40,24 @@ pub const FEATURES: &[(&str, &str)] = &[
     ),
 ];
 
+/// What to do about a look that came to no end.
+const AGAIN: &str =
+    "ask again; if it is killed again, the kernel's log says whether memory was short (dmesg)";
+
+/// Why a program does not say what it was asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum NoAnswer {
+    /// It cannot be run.
+    #[error("{0}")]
+    Missing(String),
+    /// It ended by itself, and not well.
+    #[error("{0}")]
+    Refused(String),
+    /// It was killed, or hangs: what it would have said is not known.
+    #[error("{0}")]
+    Unheard(String),
+}
+
 /// What this host's programs say.
 #[derive(Clone, Debug)]
 pub struct Versions {
@@ -47,6 +65,8 @@ pub struct Versions {
     pub criu: Result<String, String>,
     /// Which of [`FEATURES`] CRIU has on this kernel.
     pub features: BTreeSet<String>,
+    /// Which of them it was asked for in vain, and why.
+    pub unheard: BTreeMap<String, String>,
     /// runC's version, or why there is none.
     pub runc: Result<String, String>,
     /// Whether the kernel tells which pages were written to.
@@ -58,6 +78,7 @@ impl Default for Versions {
         Self {
             criu: Err("not asked".into()),
             features: BTreeSet::new(),
+            unheard: BTreeMap::new(),
             runc: Err("not asked".into()),
             soft_dirty: false,
         }
@@ -66,29 +87,46 @@ impl Default for Versions {
 
 /// Asks the programs, all at once.
 pub async fn ask(tools: &Tools) -> Versions {
-    let feature = async |name: &str| {
-        let said = output_of(&tools.criu, &["check", "--feature", name]).await;
-        said.is_ok().then(|| name.to_owned())
-    };
+    let feature = async |name| output_of(&tools.criu, &["check", "--feature", name]).await;
     let [lazy, nft] = [FEATURES[0].0, FEATURES[1].0];
-    let (criu, runc, one, two) = tokio::join!(
+    let (criu, runc, has_lazy, has_nft) = tokio::join!(
         output_of(&tools.criu, &["--version"]),
         output_of(&tools.runc, &["--version"]),
         feature(lazy),
         feature(nft),
     );
+    let (mut features, mut unheard) = (BTreeSet::new(), BTreeMap::new());
+    for (name, said) in [(lazy, has_lazy), (nft, has_nft)] {
+        match said {
+            Ok(_) => {
+                features.insert(name.to_owned());
+            }
+            Err(NoAnswer::Unheard(reason)) => {
+                unheard.insert(name.to_owned(), reason);
+            }
+            Err(NoAnswer::Refused(_) | NoAnswer::Missing(_)) => {}
+        }
+    }
     Versions {
-        criu: criu.map(|text| labelled(&text, "Version:")),
-        features: [one, two].into_iter().flatten().collect(),
-        runc: runc.map(|text| labelled(&text, "runc version")),
+        criu: criu
+            .map(|text| labelled(&text, "Version:"))
+            .map_err(|error| error.to_string()),
+        features,
+        unheard,
+        runc: runc
+            .map(|text| labelled(&text, "runc version"))
+            .map_err(|error| error.to_string()),
         soft_dirty: (tools.soft_dirty)(),
     }
 }
 
-/// Why this host cannot dump or restore at all.
+/// Why this host cannot dump or restore at all, and what of it could not be found out.
 pub fn objections(versions: &Versions) -> Vec<Finding> {
     let mut findings = judge(versions);
     findings.retain(|finding| finding.level != crate::finding::Level::Ok);
+    if versions.criu.is_ok() {
+        findings.extend(FEATURES.iter().filter_map(|feature| unheard(versions, feature)));
+    }
     findings
 }
 
@@ -133,9 +171,12 @@ pub fn features(versions: &Versions) -> Vec<Finding> {
     if versions.criu.is_err() {
         return Vec::new();
     }
-    let say = |(name, without): &(&str, &str)| {
+    let say = |feature: &(&str, &str)| {
+        let (name, without) = feature;
         if versions.features.contains(*name) {
             Finding::ok(Code::CriuFeatures, format!("CRIU has {name}"))
+        } else if let Some(told) = unheard(versions, feature) {
+            told
         } else {
             let remedy =
                 format!("see `criu check --feature {name}`; it needs a kernel or programs that have it");
@@ -147,6 +188,16 @@ pub fn features(versions: &Versions) -> Vec<Finding> {
         }
     };
     FEATURES.iter().map(say).collect()
+}
+
+/// A feature that CRIU may have, though it could not say so.
+fn unheard(versions: &Versions, (name, without): &(&str, &str)) -> Option<Finding> {
+    let reason = versions.unheard.get(*name)?;
+    Some(Finding::warning(
+        Code::CriuFeatures,
+        format!("CRIU could not be asked for {name} ({reason}), and is taken to have none: {without}"),
+        AGAIN,
+    ))
 }
 
 /// Whether CRIU can be kept from looking at memory that is left in the tasks.
@@ -168,6 +219,11 @@ pub fn lens() -> Finding {
 pub async fn check(tools: &Tools) -> Finding {
     match output_of(&tools.criu, &["check"]).await {
         Ok(_) => Finding::ok(Code::CriuFeatures, "`criu check` finds nothing missing"),
+        Err(NoAnswer::Unheard(reason)) => Finding::problem(
+            Code::CriuFeatures,
+            format!("CRIU could not look at this kernel: {reason}"),
+            AGAIN,
+        ),
         Err(reason) => Finding::problem(
             Code::CriuFeatures,
             format!("`criu check` finds this kernel lacking: {reason}"),
@@ -177,11 +233,11 @@ pub async fn check(tools: &Tools) -> Finding {
 }
 
 /// What a program prints; otherwise why not, with the first error it names.
-pub async fn output_of(program: &Path, arguments: &[&str]) -> Result<String, String> {
+pub async fn output_of(program: &Path, arguments: &[&str]) -> Result<String, NoAnswer> {
     let shown = || format!("`{} {}`", program.display(), arguments.join(" "));
     let (group, run) = match begin(program, arguments) {
         Ok(begun) => begun,
-        Err(error) => return Err(format!("{}: {error}", program.display())),
+        Err(error) => return Err(NoAnswer::Missing(format!("{}: {error}", program.display()))),
     };
     let ended = timeout(VERSION_DEADLINE, run).await;
     if !matches!(&ended, Ok(Ok(output)) if output.status.code().is_some()) {
@@ -199,14 +255,14 @@ pub async fn output_of(program: &Path, arguments: &[&str]) -> Result<String, Str
                 .unwrap_or_default();
             let error = error.split_once("Error").map_or("", |(_, error)| error);
             let separator = if error.is_empty() { "" } else { ": error" };
-            Err(format!(
-                "{} ended with {}{separator}{error}",
-                shown(),
-                output.status
-            ))
+            let told = format!("{} ended with {}{separator}{error}", shown(), output.status);
+            Err(match output.status.code() {
+                Some(_) => NoAnswer::Refused(told),
+                None => NoAnswer::Unheard(told),
+            })
         }
-        Ok(Err(error)) => Err(format!("{}: {error}", program.display())),
-        Err(_) => Err(format!("{} hangs", shown())),
+        Ok(Err(error)) => Err(NoAnswer::Unheard(format!("{}: {error}", program.display()))),
+        Err(_) => Err(NoAnswer::Unheard(format!("{} hangs", shown()))),
     }
 }
 
@@ -244,12 +300,15 @@ pub fn two_numbers(version: &str) -> Option<(u32, u32)> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     fn versions(criu: &str, runc: &str) -> Versions {
         Versions {
             criu: Ok(criu.into()),
             features: ["network_lock_nftables".to_owned()].into(),
+            unheard: BTreeMap::new(),
             runc: Ok(runc.into()),
             soft_dirty: false,
         }
@@ -307,6 +366,44 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_look_that_is_killed_is_told_as_such_and_not_as_a_kernel_that_lacks_something() {
+        let directory = tempfile::tempdir().unwrap();
+        let criu = directory.path().join("criu");
+        let script = "#!/bin/sh\ncase \"$*\" in\n--version) echo 'Version: 4.2.1';;\n*nftables) exit 1;;\n*) kill -KILL $$;;\nesac\n";
+        std::fs::write(&criu, script).unwrap();
+        std::fs::set_permissions(&criu, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let tools = Tools {
+            criu,
+            runc: "/bin/true".into(),
+            ..Tools::default()
+        };
+        let versions = ask(&tools).await;
+        assert!(versions.features.is_empty(), "{versions:?}");
+        let told = objections(&versions);
+        assert_eq!(
+            told.len(),
+            1,
+            "what it has said itself is no failed look: {told:?}"
+        );
+        for words in [
+            "could not be asked for uffd-noncoop",
+            "SIGKILL",
+            "modes pre and post",
+            "dmesg",
+        ] {
+            assert!(told[0].to_string().contains(words), "{words}: {told:?}");
+        }
+        let all = features(&versions);
+        assert_eq!(all[0], told[0]);
+        assert!(
+            all[1].text.starts_with("CRIU has no network_lock_nftables"),
+            "{all:?}"
+        );
+        let looked = check(&tools).await;
+        assert!(looked.text.starts_with("CRIU could not look"), "{looked:?}");
+    }
+
+    #[tokio::test]
     async fn a_program_that_fails_is_quoted() {
         let said = output_of(
             Path::new("/bin/sh"),
@@ -315,6 +412,7 @@ mod tests {
         .await;
         assert!(
             said.unwrap_err()
+                .to_string()
                 .ends_with("ended with exit status: 3: error (x.c:1): no way")
         );
     }
