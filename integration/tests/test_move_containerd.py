@@ -19,6 +19,10 @@ SHARED = "/srv/shared"
 # CRIU takes so long on the destination that a fault can strike meanwhile.
 SLOW_RESTORE = 'case "$*" in swrk*) sleep 3;; esac'
 RESTARTS = "containerd.io/restart.status=running"
+# The same with memory that follows a container in mode post, for so long over this link that a fault can strike meanwhile.
+HEAVY_BYTES = 24 << 20
+SLOW_MEGABITS = 80
+HEAVY_COUNTER = ("sh", "-c", f"ballast=$(head -c {HEAVY_BYTES} /dev/urandom | base64); {COUNTER[-1]}")
 # containerd's restart monitor looks every ten seconds.
 MONITOR_SECONDS = 25.0
 
@@ -342,3 +346,72 @@ class Faults(CtrMoveTest):
         self.goes_on_counting(name, before, self.hb)
         self.no_trace(name, self.ha)
         self.soon("its label", lambda: "containerd.io/restart.status" in self.labels(name, self.hb))
+
+
+class Recover(CtrMoveTest):
+    """What only a human can decide; whatever he decides, there is one copy. Each strikes while memory follows."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.name = self.run_ctr(*HEAVY_COUNTER, options=("--label", RESTARTS))
+        self.before = self.count(self.name, self.ha)
+        self.slow_link(SLOW_MEGABITS)
+        self.begun = Move(self.ha, self.name, "hb", options=("--mode", "post"))
+        self.begun.until("drain")
+        self.migration = self.begun.events[0]["migration"]
+
+    def recover(self, host: Host, *choice: str, code: int = 0) -> str:
+        """What the command says."""
+        done = host.run("godwit", "migrations", "recover", self.migration, *choice, check=False)
+        self.assertEqual(code, done.returncode, done.stdout + done.stderr)
+        return done.stdout + done.stderr
+
+    def is_broken(self, host: Host) -> bool:
+        """Whether its agent waits for a human."""
+        listed = json.loads(host.run("godwit", "migrations", "--json").stdout)
+        return any((view["migration"], view["state"]) == (self.migration, "broken") for view in listed)
+
+    def runs_afresh(self, host: Host, other: Host) -> None:
+        """One copy runs, without its memory, its engine minds it as before, and nothing of the move is left."""
+        self.soon("it to run", lambda: self.states(host).get(self.name) == "running")
+        self.no_trace(self.name, other)
+        word, n = self.count(self.name, host)
+        self.assertNotEqual(self.before[0], word, "its memory was lost")
+        self.goes_on_counting(self.name, (word, n), host)
+        self.assertEqual("running", self.labels(self.name, host)["containerd.io/restart.status"])
+        self.soon("nothing to be left", lambda: not {key for key in holdings(host) if key != "tasks"})
+
+    def test_a_destination_gives_up_whose_source_is_away(self) -> None:
+        self.kill_agent(self.ha)
+        self.assertEqual(3, self.begun.end().code, self.begun.said)
+        self.assertIn("--give-up", self.recover(self.hb))
+        self.assertIn("does not help", self.recover(self.hb, "--run-here", code=1))
+        self.recover(self.hb, "--give-up")
+        self.soon("it to be removed", lambda: self.name not in self.states(self.hb))
+        self.start_agent(self.ha)
+        self.runs_afresh(self.ha, self.hb)
+
+    def test_a_source_takes_back_what_went_to_a_host_that_is_lost(self) -> None:
+        self.kill_agent(self.hb)
+        self.ctr("task", "rm", "--force", self.name, host=self.hb)
+        self.ctr("container", "rm", self.name, host=self.hb)
+        self.assertEqual(3, self.begun.end().code, self.begun.said)
+        self.assertIn("--destination-is-lost", self.recover(self.ha, "--run-here", code=1))
+        self.recover(self.ha, "--run-here", "--destination-is-lost")
+        self.soon("it to run", lambda: self.states(self.ha)[self.name] == "running")
+        self.start_agent(self.hb)
+        self.soon("hb to see it", lambda: self.is_broken(self.hb))
+        self.recover(self.hb, "--give-up")
+        self.runs_afresh(self.ha, self.hb)
+
+    def test_a_broken_container_is_started_afresh_where_it_is(self) -> None:
+        self.kill_agent(self.hb)
+        # Otherwise the monitor starts it afresh before anybody has to decide.
+        self.ctr("container", "label", self.name, "containerd.io/restart.status=", host=self.hb)
+        self.ctr("task", "kill", "--signal", "SIGKILL", self.name, host=self.hb)
+        self.assertEqual(3, self.begun.end().code, self.begun.said)
+        self.start_agent(self.hb)
+        self.soon("hb to see it", lambda: self.is_broken(self.hb))
+        self.assertIn("the agent on hb answers", self.recover(self.ha, "--run-here", "--destination-is-lost", code=1))
+        self.assertIn("started afresh", self.recover(self.hb, "--run-here"))
+        self.runs_afresh(self.hb, self.ha)
