@@ -12,10 +12,9 @@ from urllib.parse import quote
 import requests
 from docker.transport import UnixHTTPAdapter
 
-# An answer needs the agent, its engine and, for a plan, the other agent, whose own deadlines are shorter.
+# An answer needs the agent, its engine and, for a plan, the other agent, whose own deadlines are shorter. A move that
+# waits for its peer may be silent for longer: whoever follows it asks then.
 ANSWER_SECONDS = 60
-# A move tells what it has sent every 200 ms; while it waits for its peer it is silent. Whoever follows it asks then.
-SILENCE_SECONDS = 10
 # Moves and their aborts that are asked for at once: Nova has one thread for each.
 CONNECTIONS = 16
 # The first release with all that is asked for here.
@@ -77,7 +76,7 @@ class Agent:
         AgentMissing after that says only that nobody tells any more: the move goes on, or an agent recovers it.
         """
         wanted = {"container": container, "destination": destination, "engine": "docker", "options": options}
-        answer = self._ask("POST", "/v1/migrations", wanted, stream=True, silence=SILENCE_SECONDS)
+        answer = self._ask("POST", "/v1/migrations", wanted, stream=True)
         try:
             # A larger piece would be waited for until it is full.
             for line in answer.iter_lines(chunk_size=1):
@@ -103,14 +102,12 @@ class Agent:
         """Has a move freeze its container now."""
         self._ask("POST", f"/v1/migrations/{quote(migration, safe='')}/force-complete")
 
-    def _ask(
-        self, method: str, path: str, body: dict | None = None, *, stream: bool = False, silence: float = ANSWER_SECONDS
-    ) -> requests.Response:
+    def _ask(self, method: str, path: str, body: dict | None = None, *, stream: bool = False) -> requests.Response:
         try:
-            answer = self._session.request(method, self._base + path, json=body, stream=stream, timeout=silence)
+            answer = self._session.request(method, self._base + path, json=body, stream=stream, timeout=ANSWER_SECONDS)
         except requests.Timeout:
             raise AgentMissing(
-                f"the agent on {self._path} did not answer {method} {path} within {silence} s; see its log"
+                f"the agent on {self._path} did not answer {method} {path} within {ANSWER_SECONDS} s; see its log"
             ) from None
         except (requests.RequestException, OSError) as error:
             raise AgentMissing(

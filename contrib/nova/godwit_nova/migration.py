@@ -10,12 +10,14 @@ import json
 import threading
 import time
 
+import requests
+from docker.errors import DockerException
 from nova import exception
 from nova.objects import migrate_data as migrate_data_objects
 from nova.virt import event as virt_event
 from oslo_log import log as logging
 
-from .agent import Agent, AgentError, AgentMissing, AgentRefused
+from .agent import Agent, AgentError, AgentRefused
 from .engine import Engine
 from .images import Images
 from .instances import container_name
@@ -49,6 +51,8 @@ ENDINGS = {
     "refused": Ending.STAYED,
     "failed": Ending.STAYED,
 }
+# What an agent or a Docker that is being started again looks like.
+UNKNOWING = (AgentError, DockerException, requests.RequestException)
 OPEN = ("running", "recovering", "unconfirmed")
 
 
@@ -103,8 +107,8 @@ class Migrations:
         self._vifs.plug(instance.uuid, bound)
         try:
             self._images.ensure(context, instance.image_ref)
-        except (exception.ImageNotFound, exception.ImageUnacceptable) as error:
-            # It may be deleted by now: the agents bring the layers along then.
+        except exception.NovaException as error:
+            # It may be deleted by now, or Glance away: the agents bring the layers along then.
             LOG.info("its image does not come from Glance: %s", error, instance=instance)
         return data
 
@@ -166,7 +170,7 @@ class Migrations:
                 if state in (None, "recovered"):
                     return self._by_facts(instance)
                 said = f"the agent says {state}"
-            except AgentMissing as missing:
+            except UNKNOWING as missing:
                 said = str(missing)
             if time.monotonic() > ends_at:
                 raise exception.MigrationError(
@@ -193,7 +197,7 @@ class Migrations:
         except AgentRefused as refused:
             if refused.status == 404:
                 return None
-            raise AgentMissing(str(refused)) from None
+            raise
 
     def _by_facts(self, instance) -> Ending:
         """Of a move that is over or never was: an agent removes the source's container when it is the destination's."""

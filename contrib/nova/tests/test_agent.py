@@ -46,7 +46,7 @@ class AgentTest(unittest.TestCase):
 
     def test_an_agent_that_falls_silent_is_missing_after_the_deadline(self) -> None:
         self.fake.answers["POST /v1/migrations"] = (200, Lines([{"migration": "m"}, threading.Event()]))
-        with mock.patch.object(module, "SILENCE_SECONDS", 0.2):
+        with mock.patch.object(module, "ANSWER_SECONDS", 0.2):
             events = self.agent.migrate("redis", "there", {})
             self.assertEqual({"migration": "m"}, next(events))
             with self.assertRaises(AgentMissing):

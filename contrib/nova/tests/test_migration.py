@@ -5,9 +5,11 @@ import unittest
 from types import SimpleNamespace
 from unittest import mock
 
+import requests
+from docker.errors import DockerException
 from godwit_nova import migration as module
 from godwit_nova.agent import Agent
-from godwit_nova.migration import Migrations, new_data
+from godwit_nova.migration import Ending, Migrations, new_data
 from nova import exception
 
 from .fakes import FakeAgent, FakeEngine, Lines
@@ -97,6 +99,18 @@ class MigrationTest(unittest.TestCase):
 
         self.fake.answers |= {MIGRATE: (200, Lines([STARTED, None])), SHOW: agent_comes_back}
         self.assertEqual(["failed"], self.run_move())
+
+    def test_a_docker_that_is_away_does_not_decide(self) -> None:
+        finds = iter([requests.ConnectionError("no socket"), DockerException("starting")])
+
+        def find(_uuid: str) -> dict | None:
+            if error := next(finds, None):
+                raise error
+            return {"Id": "id-u", "Name": "/nova-u"}
+
+        self.fake.answers |= {SHOW: shown("recovered")}
+        with mock.patch.object(self.engine, "find", find):
+            self.assertIs(Ending.STAYED, self.migrations.settle(self.instance, MOVE))
 
     def test_if_nobody_knows_nova_hears_neither(self) -> None:
         self.fake.answers |= {MIGRATE: (200, Lines([STARTED, None])), SHOW: shown("recovering")}
