@@ -1,10 +1,9 @@
-"""Starts the control plane at the wire and a nova-compute in each host, and ends them.
+"""Starts the control plane at the wire and a nova-compute in each host.
 
-They are programs of the machine in the lab's network namespaces, by which `lab down` finds them whatever becomes of who
-started them. RabbitMQ is the base's own, run in the root of host ha: the machine's packages are left alone.
+They are programs of the machine in the lab's network namespaces, by which `lab down` finds and ends them, whatever becomes of
+who started them. RabbitMQ is the base's own, run in the root of host ha: the machine's packages are left alone.
 """
 
-import signal
 import subprocess
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +23,8 @@ PACKAGES = ("rabbitmq-server",)
 # Each command is a few seconds of imports on an idle machine.
 SCHEMA_DEADLINE_SECONDS = 300.0
 READY_DEADLINE_SECONDS = 180.0
-STOP_DEADLINE_SECONDS = 60.0
+# A killed process ends when the kernel gets to it.
+KILL_DEADLINE_SECONDS = 20.0
 HERE = Path(__file__).parent
 BRIDGE = neutron.BRIDGE
 
@@ -67,13 +67,6 @@ class Cloud:
         """Lets the scheduler find the computes, once they have told of themselves."""
         self._manage("nova-manage", "cell_v2", "discover_hosts")
 
-    def stop(self) -> None:
-        """Ends what this object has started, the computes first."""
-        for name in reversed(self._processes):
-            self._processes[name].terminate()
-        for name in list(self._processes):
-            self._reap(name)
-
     # -- the computes --------------------------------------------------------------------------------------------------
 
     def start_compute(self, host: Host) -> None:
@@ -83,9 +76,9 @@ class Cloud:
 
     def kill_compute(self, host: Host) -> None:
         """Kills it as a crash would."""
-        process = self._processes[f"compute-{host.name}"]
-        process.send_signal(signal.SIGKILL)
-        self._reap(f"compute-{host.name}")
+        process = self._processes.pop(f"compute-{host.name}")
+        process.kill()
+        process.wait(KILL_DEADLINE_SECONDS)
 
     def compute_log(self, host: Host) -> Path:
         """What it has said."""
@@ -122,14 +115,6 @@ class Cloud:
             self._processes[name] = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", start_new_session=True
             )
-
-    def _reap(self, name: str) -> None:
-        process = self._processes.pop(name)
-        try:
-            process.wait(STOP_DEADLINE_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
 
     def _nova_schema(self) -> list[list[str]]:
         manage = "nova-manage"
