@@ -13,6 +13,8 @@ from lab.layout import HOST_ADDRESSES, WIRE_ADDRESS
 from .venv import Venv
 
 API_PORT, PLACEMENT_PORT, GLANCE_PORT, NEUTRON_PORT = 8774, 8778, 9292, 9696
+# Long enough for whoever waits for a lock on two busy cores.
+SQLITE_SECONDS = 60
 HERE = Path(__file__).parent
 
 
@@ -44,7 +46,7 @@ class Places:
 
     def database(self, name: str) -> str:
         """The URL of a database."""
-        return f"sqlite:///{self.run}/{name}.db?plugin=immediate"
+        return f"sqlite:///{self.run}/{name}.db?timeout={SQLITE_SECONDS}&plugin=immediate"
 
 
 def write(places: Places, venv: Venv, hosts: list[Host]) -> None:

@@ -4,6 +4,7 @@ They are programs of the machine in the lab's network namespaces, by which `lab 
 who started them. RabbitMQ is the base's own, run in the root of host ha: the machine's packages are left alone.
 """
 
+import shutil
 import subprocess
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ from pathlib import Path
 from lab import links
 from lab.commands import LabError, run, wait_until
 from lab.hosts import Host
-from lab.layout import DISK_DIR, HOST_ADDRESSES, WIRE, WIRE_ADDRESS
+from lab.layout import DISK_DIR, HOST_ADDRESSES, REPOSITORY, WIRE, WIRE_ADDRESS
 
 from . import configuration, neutron
 from .configuration import API_PORT, GLANCE_PORT, NEUTRON_PORT, PLACEMENT_PORT, Places
@@ -146,9 +147,12 @@ class Cloud:
 
         wait_until(f"{name} to say {words!r}", said, READY_DEADLINE_SECONDS)
 
-    def logs(self) -> str:
-        """The ends of all logs, for an error."""
-        return "".join(f"\n--- {path.stem} ---\n{tail(path)}" for path in sorted(self.places.log.glob("*.log")))
+    def keep_logs(self) -> Path:
+        """Saves all logs from the end of the lab; returns where they are."""
+        kept = REPOSITORY / "target" / "nova"
+        shutil.rmtree(kept, ignore_errors=True)
+        shutil.copytree(self.places.log, kept)
+        return kept
 
 
 CONFIGURATION_OF = {
