@@ -21,6 +21,9 @@ const PROMPT: Duration = Duration::from_millis(3);
 /// How many times as long as a late portion took the rest behind it lasts.
 const RESTS: u32 = 4;
 
+/// And at most: who rests does not see that nobody asks any more.
+const LONGEST_REST: Duration = Duration::from_millis(20);
+
 /// Nothing is waited for longer: a link that is cut is noticed elsewhere.
 const PATIENCE: Duration = Duration::from_millis(50);
 
@@ -52,13 +55,13 @@ impl Portion {
         self.0
     }
 
-    /// Waits until a portion that has just been written has arrived, and for the rest behind it.
-    pub(super) async fn settle(&mut self, connection: &impl Backlog) {
+    /// Waits until a portion that has just been written has arrived; returns the rest that is due behind it.
+    pub(super) async fn settle(&mut self, connection: &impl Backlog) -> Duration {
         let began = Instant::now();
         while connection.unacknowledged() > 0 && began.elapsed() < PATIENCE {
             sleep(LOOK_INTERVAL).await;
         }
-        sleep(self.arrived(began.elapsed())).await;
+        self.arrived(began.elapsed())
     }
 
     /// Learns how long one took to arrive; returns the rest behind it.
@@ -68,7 +71,7 @@ impl Portion {
             return Duration::ZERO;
         }
         self.0 = (self.0 / 2).max(LEAST_BYTES);
-        took * RESTS
+        (took * RESTS).min(LONGEST_REST)
     }
 }
 

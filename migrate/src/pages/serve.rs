@@ -79,22 +79,20 @@ impl Pages {
         locked(&self.schedule)
     }
 
-    /// Waits while pages that go unasked have to stand back; whether they are to go in portions then.
-    async fn stand_back(&self) -> bool {
-        let mut is_first = true;
+    /// Waits while pages that go unasked have to stand back; returns how they are to go then.
+    async fn stand_back(&self) -> Order {
+        let mut has_waited = false;
         loop {
             // The guard must not be held while this waits.
             let order = locked(&self.turn).order(Instant::now());
-            if order == Order::Go && is_first {
-                return false;
+            if has_waited || order != Order::Go {
+                locked(&self.chooser).forget(Instant::now());
             }
-            locked(&self.chooser).forget(Instant::now());
-            match order {
-                Order::StandBack(wait) => sleep(wait).await,
-                Order::Moderate => return true,
-                Order::Go => return false,
-            }
-            is_first = false;
+            let Order::StandBack(wait) = order else {
+                return order;
+            };
+            sleep(wait).await;
+            has_waited = true;
         }
     }
 
@@ -201,15 +199,21 @@ pub async fn push(
         let batch: Vec<u8> = batch;
         let mut rest = batch.as_slice();
         while !rest.is_empty() {
-            let is_moderate = pages.stand_back().await;
-            let bytes = if is_moderate { portion.bytes() } else { LOOK_BYTES };
+            let order = pages.stand_back().await;
+            let bytes = match order {
+                Order::Go => LOOK_BYTES,
+                _ => portion.bytes(),
+            };
             let (now, later) = rest.split_at(bytes.min(rest.len()));
             pages.pacer.take(now.len() as u64).await;
             stream.write_all(now).await?;
             stream.flush().await?;
             pages.transfer.add(now.len() as u64);
-            if is_moderate {
-                portion.settle(&stream).await;
+            if order != Order::Go {
+                let due = portion.settle(&stream).await;
+                if order == Order::Moderate {
+                    sleep(due).await;
+                }
             }
             rest = later;
         }

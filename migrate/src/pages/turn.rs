@@ -9,7 +9,7 @@
 use std::time::{Duration, Instant};
 
 /// A task that was answered asks for its next page within this, as a rule: it is some round trips and context switches.
-const QUIET: Duration = Duration::from_millis(5);
+const QUIET: Duration = Duration::from_millis(3);
 
 /// For how long pages give way entirely. A program has touched what it needs to answer its first requests by then.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -23,8 +23,10 @@ const MODERATION: Duration = Duration::from_secs(10);
 pub(super) enum Order {
     /// Wait so long, and ask again.
     StandBack(Duration),
-    /// Go in portions ([`super::portion`]).
+    /// Go in portions ([`super::portion`]), with a rest behind one that was slow.
     Moderate,
+    /// Go in portions.
+    InPortions,
     /// Go.
     Go,
 }
@@ -58,7 +60,7 @@ impl Turn {
     pub(super) fn order(&self, now: Instant) -> Order {
         let quiet_at = self.last_urgent.map_or(now, |last| last + QUIET);
         if !self.has_begun && self.last_urgent.is_none() {
-            Order::Moderate
+            Order::InPortions
         } else if now >= quiet_at || self.busy >= PATIENCE + MODERATION {
             Order::Go
         } else if self.busy < PATIENCE {
@@ -76,7 +78,7 @@ mod tests {
     #[test]
     fn pages_stand_back_until_it_is_quiet() {
         let (mut turn, now) = (Turn::default(), Instant::now());
-        assert_eq!(turn.order(now), Order::Moderate, "nobody takes them");
+        assert_eq!(turn.order(now), Order::InPortions, "nobody takes them");
         turn.begin();
         assert_eq!(turn.order(now), Order::Go);
         turn.urgent(now);
