@@ -36,7 +36,7 @@ pub(crate) async fn run(
             None => return Err(error),
         },
     };
-    let mut out = std::io::stdout().lock();
+    let mut out = anstream::stdout().lock();
     if json {
         writeln!(out, "{}", serde_json::to_string(&diagnosis)?)?;
     } else {

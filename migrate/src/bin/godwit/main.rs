@@ -5,11 +5,16 @@
 //! where no agent answers. What a command prints stands in the module of its name.
 
 mod client;
+mod complete;
 mod containers;
 mod doctor;
+#[cfg(test)]
+mod examples;
 mod findings;
 mod force;
+mod help;
 mod logger;
+mod man;
 mod migrate;
 mod migrations;
 mod order;
@@ -19,7 +24,7 @@ mod setup;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use godwit_migrate::config::AgentConfig;
 use godwit_migrate::{agent, ca};
 use order::MoveOrder;
@@ -28,35 +33,31 @@ use tokio_util::sync::CancellationToken;
 /// Something failed; nothing has changed, or all is undone.
 const EXIT_FAILED: u8 = 1;
 
+const DEFAULT_CONFIG: &str = "/etc/godwit/agent.toml";
+const DEFAULT_SOCKET: &str = "/run/godwit/agent.sock";
+
 /// Threads for the agent's tasks: one of them encrypts while another serves; blocking work has its own.
 const WORKER_THREADS: usize = 2;
 
 /// Moves running containers between hosts.
 #[derive(Debug, Parser)]
-#[command(name = "godwit", version, after_help = EXIT_CODES)]
+#[command(name = "godwit", version, after_help = help::GODWIT)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
 }
 
-const EXIT_CODES: &str = "Exit codes:
-  0    done
-  1    failed; a container that was to be moved runs where it was
-  2    wrong usage
-  3    committed: the container belongs to the destination, which has not confirmed that it runs
-  4    refused by the plan; nothing was touched
-  5    the agent on this host does not answer
-  130  aborted on request; the container runs where it was";
-
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the agent of this host.
+    #[command(after_help = help::AGENT)]
     Agent {
         /// The agent's configuration.
-        #[arg(long, default_value = "/etc/godwit/agent.toml")]
+        #[arg(long, default_value = DEFAULT_CONFIG)]
         config: PathBuf,
     },
     /// Move a running container to another host; ^C aborts up to the commit.
+    #[command(after_help = help::MIGRATE)]
     Migrate {
         #[command(flatten)]
         order: MoveOrder,
@@ -70,6 +71,7 @@ enum Command {
         agent: AgentSocket,
     },
     /// Say all that would stop a move, and touch nothing.
+    #[command(after_help = help::PLAN)]
     Plan {
         #[command(flatten)]
         order: MoveOrder,
@@ -80,20 +82,22 @@ enum Command {
         agent: AgentSocket,
     },
     /// Say what on this host, or between it and another, stands in the way of moves.
+    #[command(after_help = help::DOCTOR)]
     Doctor {
         /// Another host, which is asked too and compared with this one.
-        #[arg(long, value_name = "HOST")]
+        #[arg(long, value_name = "HOST", add = complete::hosts())]
         peer: Option<String>,
         /// Print JSON.
         #[arg(long)]
         json: bool,
         /// The agent's configuration, read where no agent answers.
-        #[arg(long, default_value = "/etc/godwit/agent.toml")]
+        #[arg(long, default_value = DEFAULT_CONFIG)]
         config: PathBuf,
         #[command(flatten)]
         agent: AgentSocket,
     },
     /// List the containers of this host, and which of them a move is at.
+    #[command(after_help = help::CONTAINERS)]
     Containers {
         /// Print JSON.
         #[arg(long)]
@@ -102,6 +106,7 @@ enum Command {
         agent: AgentSocket,
     },
     /// List the moves of this host, show one, or give one up.
+    #[command(after_help = help::MIGRATIONS)]
     Migrations {
         #[command(subcommand)]
         order: Option<migrations::Order>,
@@ -112,23 +117,32 @@ enum Command {
         agent: AgentSocket,
     },
     /// Have a move that still prepares freeze its container now, whatever is left to be sent then.
+    #[command(after_help = help::FORCE_COMPLETE)]
     ForceComplete {
         /// The move, as `godwit migrations` lists it on its source.
+        #[arg(add = complete::migrations())]
         migration: String,
         #[command(flatten)]
         agent: AgentSocket,
     },
     /// Make an engine of this host use Godwit, and undo that; restarts nothing.
+    #[command(after_help = help::SETUP)]
     Setup(setup::Order),
     /// Make and use the authority by which agents know each other.
-    #[command(subcommand)]
+    #[command(subcommand, after_help = help::CA)]
     Ca(CaCommand),
+    /// Write the manual pages of all commands.
+    #[command(hide = true)]
+    Man {
+        /// Where to.
+        dir: PathBuf,
+    },
 }
 
 #[derive(Debug, clap::Args)]
 struct AgentSocket {
     /// The agent's local socket.
-    #[arg(long, global = true, default_value = "/run/godwit/agent.sock")]
+    #[arg(long, global = true, default_value = DEFAULT_SOCKET)]
     socket: PathBuf,
 }
 
@@ -158,6 +172,7 @@ enum CaCommand {
 }
 
 fn main() -> ExitCode {
+    complete::answer();
     let arguments = Arguments::parse();
     let outcome = match arguments.command {
         Command::Agent { config } => run_agent(&config),
@@ -184,6 +199,7 @@ fn main() -> ExitCode {
             block_on(migrations::run(&agent.socket, order, json))
         }
         Command::Setup(order) => setup::run(&order),
+        Command::Man { dir } => man::write(Arguments::command(), &dir).map(|()| ExitCode::SUCCESS),
         Command::Ca(command) => run_ca(command).map(|()| ExitCode::SUCCESS),
     };
     outcome.unwrap_or_else(|error| {

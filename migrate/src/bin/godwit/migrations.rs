@@ -16,7 +16,7 @@ use godwit_migrate::history::Ending;
 use godwit_migrate::progress::PhaseState;
 use hyper::Method;
 
-use crate::client;
+use crate::{client, complete};
 
 /// How often it is looked whether a move that was asked to give up has come to its end.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
@@ -32,6 +32,7 @@ pub(crate) enum Order {
     /// Say all that is known of one.
     Show {
         /// The move.
+        #[arg(add = complete::migrations())]
         id: String,
         /// Draw its timeline into this file instead.
         #[arg(long, value_name = "FILE")]
@@ -40,6 +41,7 @@ pub(crate) enum Order {
     /// Say what can be done about one that the agents cannot bring to its end, or do it.
     Recover {
         /// The move.
+        #[arg(add = complete::migrations())]
         id: String,
         /// Start the container afresh here, from its files.
         #[arg(long, conflicts_with = "give_up")]
@@ -54,6 +56,7 @@ pub(crate) enum Order {
     /// Give one up, which is possible up to its commit, and wait for the end.
     Abort {
         /// The move.
+        #[arg(add = complete::migrations())]
         id: String,
     },
 }

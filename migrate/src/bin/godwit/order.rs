@@ -11,12 +11,16 @@ use godwit_migrate::options::MoveOptions;
 use godwit_migrate::tcp::TcpChoice;
 use godwit_migrate::volumes::policy::Wish;
 
+use crate::complete;
+
 /// What is to go where, and how.
 #[derive(Debug, clap::Args)]
 pub(crate) struct MoveOrder {
     /// Name, id or unique prefix of the id; with containerd also NAMESPACE/ID.
+    #[arg(add = complete::containers())]
     container: String,
     /// The host, as the agent's configuration names it.
+    #[arg(add = complete::hosts())]
     host: String,
     /// How its memory goes over: `stop` while the container stands still, `pre` before, `post` after it runs there, or
     /// `auto`: pre as long as it pays, then post, as far as both hosts can.

@@ -13,7 +13,7 @@ use crate::{client, findings};
 /// Plans a move.
 pub(crate) async fn run(socket: &Path, request: MigrateRequest, json: bool) -> anyhow::Result<ExitCode> {
     let plan: Plan = client::post(socket, "/v1/plan", &request).await?;
-    let mut out = std::io::stdout().lock();
+    let mut out = anstream::stdout().lock();
     if json {
         writeln!(out, "{}", serde_json::to_string(&plan)?)?;
     } else {
