@@ -11,6 +11,10 @@ use std::time::{Duration, Instant};
 /// A task that was answered asks for its next page within this, as a rule: it is some round trips and context switches.
 const QUIET: Duration = Duration::from_millis(3);
 
+/// Only after this do pages go as the link takes them. What the kernel and a switch then hold of a stream, 60 ms of a gigabit
+/// and more, nothing overtakes; and a program that works in batches asks again at the next.
+const LONG_QUIET: Duration = Duration::from_millis(100);
+
 /// For how long pages give way entirely. A program has touched what it needs to answer its first requests by then.
 const PATIENCE: Duration = Duration::from_millis(500);
 
@@ -58,13 +62,20 @@ impl Turn {
 
     /// What the next pages that go unasked are to do.
     pub(super) fn order(&self, now: Instant) -> Order {
-        let quiet_at = self.last_urgent.map_or(now, |last| last + QUIET);
-        if !self.has_begun && self.last_urgent.is_none() {
-            Order::InPortions
-        } else if now >= quiet_at || self.busy >= PATIENCE + MODERATION {
+        let Some(last) = self.last_urgent else {
+            return if self.has_begun {
+                Order::Go
+            } else {
+                Order::InPortions
+            };
+        };
+        let quiet = now.saturating_duration_since(last);
+        if quiet >= LONG_QUIET || self.busy >= PATIENCE + MODERATION {
             Order::Go
+        } else if quiet >= QUIET {
+            Order::InPortions
         } else if self.busy < PATIENCE {
-            Order::StandBack(quiet_at - now)
+            Order::StandBack(QUIET - quiet)
         } else {
             Order::Moderate
         }
@@ -84,7 +95,8 @@ mod tests {
         turn.urgent(now);
         assert_eq!(turn.order(now), Order::StandBack(QUIET));
         assert_eq!(turn.order(now + QUIET / 2), Order::StandBack(QUIET / 2));
-        assert_eq!(turn.order(now + QUIET), Order::Go);
+        assert_eq!(turn.order(now + QUIET), Order::InPortions);
+        assert_eq!(turn.order(now + LONG_QUIET), Order::Go);
     }
 
     #[test]
