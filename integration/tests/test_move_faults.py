@@ -6,6 +6,7 @@ nothing; and with the fault lifted the next move must succeed.
 
 import os
 import signal
+import subprocess
 import time
 from contextlib import contextmanager
 
@@ -231,10 +232,10 @@ class AfterTheCommit(Fault):
         logs = self.hb.path("/run/godwit/tasks")
         self.soon("the restore to be held", lambda: any("post-restore" in log.read_text(errors="replace")
                                                         for log in logs.glob("*/work-restore/restore.log")))  # fmt: skip
-        told = os.statvfs(self.hb.path("/run"))
-        total, used = (n * told.f_frsize >> 10 for n in (told.f_blocks, told.f_blocks - told.f_bfree))
+        total, _ = self.room_of_run()
         self.addCleanup(self.resize_run, total)
-        self.resize_run(used)
+        # Daemons write there meanwhile, and less than what is used is refused.
+        self.soon("the room to be gone", lambda: self.resize_run(self.room_of_run()[1], check=False).returncode == 0)
         self.ha.run("kill", "-CONT", agent)
         self.assertEqual(0, move.end().code, move.said)
         self.goes_on(client)
@@ -247,9 +248,14 @@ class AfterTheCommit(Fault):
         self.holds_nothing(self.ha)
         self.holds_nothing(self.hb)
 
-    def resize_run(self, kib: int) -> None:
+    def room_of_run(self) -> tuple[int, int]:
+        """What hb's /run has room for and what of it is used, in KiB."""
+        told = os.statvfs(self.hb.path("/run"))
+        return told.f_blocks * told.f_frsize >> 10, (told.f_blocks - told.f_bfree) * told.f_frsize >> 10
+
+    def resize_run(self, kib: int, *, check: bool = True) -> subprocess.CompletedProcess:
         """Gives hb's /run so much room."""
-        self.hb.run("nsenter", "-t", "1", "-m", "--", "mount", "-o", f"remount,size={kib}k", "/run")
+        return self.hb.run("nsenter", "-t", "1", "-m", "--", "mount", "-o", f"remount,size={kib}k", "/run", check=check)
 
     def test_a_destination_that_dies_with_the_commit_runs_the_container_when_it_is_back(self) -> None:
         client = self.start_load()
