@@ -12,7 +12,6 @@ use std::collections::BTreeMap;
 use std::io;
 use std::time::Duration;
 
-use godwit_runtime::pages::unacknowledged;
 use nix::sys::socket::{setsockopt, sockopt};
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -21,7 +20,6 @@ use tokio::time::{Instant, timeout_at};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::config::Peer;
-use crate::pages::portion::Backlog;
 pub use error::TlsError;
 pub use identity::{CA_CERTIFICATE, HOST_CERTIFICATE, HOST_KEY, Identity};
 
@@ -141,13 +139,6 @@ pub fn set_patience(stream: &Stream, patience: Duration) -> io::Result<()> {
 fn set_connection_patience(connection: &TcpStream, patience: Duration) -> io::Result<()> {
     let milliseconds = u32::try_from(patience.as_millis()).unwrap_or(u32::MAX);
     Ok(setsockopt(connection, sockopt::TcpUserTimeout, &milliseconds)?)
-}
-
-impl Backlog for Stream {
-    fn unacknowledged(&self) -> u64 {
-        // A connection that cannot be asked is broken, which whoever uses it next will hear.
-        unacknowledged(self.get_ref().0).map_or(0, u64::from)
-    }
 }
 
 /// Small frames go at once, and a cut link is noticed whether or not data is on its way.

@@ -6,7 +6,10 @@
 
 use std::time::{Duration, Instant};
 
+use godwit_runtime::pages::unacknowledged;
 use tokio::time::sleep;
+
+use crate::tls;
 
 /// A portion at least and at most: a small part of what it costs to send one, and a batch.
 const LEAST_BYTES: usize = 64 << 10;
@@ -38,6 +41,13 @@ const MOST_NEIGHBOURS: u32 = 16;
 pub trait Backlog {
     /// Bytes that were written and that the other end has not acknowledged.
     fn unacknowledged(&self) -> u64;
+}
+
+impl Backlog for tls::Stream {
+    fn unacknowledged(&self) -> u64 {
+        // A connection that cannot be asked is broken, which whoever uses it next will hear.
+        unacknowledged(self.get_ref().0).map_or(0, u64::from)
+    }
 }
 
 /// How much goes at a time on one stream.

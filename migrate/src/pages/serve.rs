@@ -225,9 +225,12 @@ pub async fn push(
         .write_all(&Header::bare(Kind::AllSent, 0, 0, 0).to_bytes())
         .await?;
     stream.flush().await?;
-    match stream.read(&mut [0]).await? {
-        0 => Ok(()),
-        _ => Err(io::Error::other("something came on a stream that only sends")),
+    match stream.read(&mut [0]).await {
+        // A destination that has everything closes without a farewell of TLS.
+        Ok(0) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(()),
+        Ok(_) => Err(io::Error::other("something came on a stream that only sends")),
+        Err(error) => Err(error),
     }
 }
 

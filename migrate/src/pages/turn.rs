@@ -63,21 +63,26 @@ impl Turn {
     /// What the next pages that go unasked are to do.
     pub(super) fn order(&self, now: Instant) -> Order {
         let Some(last) = self.last_urgent else {
-            return if self.has_begun {
-                Order::Go
-            } else {
-                Order::InPortions
-            };
+            return self.unhindered();
         };
         let quiet = now.saturating_duration_since(last);
         if quiet >= LONG_QUIET || self.busy >= PATIENCE + MODERATION {
-            Order::Go
+            self.unhindered()
         } else if quiet >= QUIET {
             Order::InPortions
         } else if self.busy < PATIENCE {
             Order::StandBack(QUIET - quiet)
         } else {
             Order::Moderate
+        }
+    }
+
+    /// What they are to do while nobody asks.
+    fn unhindered(&self) -> Order {
+        if self.has_begun {
+            Order::Go
+        } else {
+            Order::InPortions
         }
     }
 }
@@ -102,6 +107,7 @@ mod tests {
     #[test]
     fn tasks_that_never_stop_asking_do_not_hold_the_rest_up_for_ever() {
         let (mut turn, began) = (Turn::default(), Instant::now());
+        turn.begin();
         let mut now = began;
         let mut changes = Vec::new();
         while now - began < PATIENCE + MODERATION + PATIENCE {
@@ -122,6 +128,19 @@ mod tests {
             (PATIENCE + MODERATION, Order::Go),
         ];
         assert_eq!(changes, expected);
+    }
+
+    #[test]
+    fn a_restore_that_asks_for_a_page_does_not_make_them_fill_buffers() {
+        let (mut turn, now) = (Turn::default(), Instant::now());
+        turn.urgent(now);
+        assert_eq!(
+            turn.order(now + LONG_QUIET),
+            Order::InPortions,
+            "the tasks do not run yet"
+        );
+        turn.begin();
+        assert_eq!(turn.order(now + LONG_QUIET), Order::Go);
     }
 
     #[test]
