@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from lab.hosts import Host, client_command
-from tests.moving import ADDRESS, MAC_ADDRESS, MoveTest
+from tests.moving import ADDRESS, MAC_ADDRESS, Move, MoveTest
 from tests.support import SOON_SECONDS
 
 LABELS = ("--label", "tier=cache", "--label", "empty=", "--env", "COLOR=grün", "--hostname", "store", "--annotation",
@@ -40,11 +40,29 @@ while True:
 class Everything(MoveTest):
     """A Redis with a history moves to and fro, under load on one connection."""
 
+    def test_an_image_that_the_destination_knows_by_another_name_is_given_the_containers(self) -> None:
+        self.needs_moves()
+        busy = ("sh", "-c", "while :; do sleep 1; done")
+        self.moved(self.image("busybox"), *busy)
+        self.docker("tag", "busybox", "theirs:1")
+        for host in (self.ha, self.hb):
+            self.addCleanup(self.docker, "image", "rm", "theirs:1", host=host, check=False)
+        name, move = self.moved("theirs:1", *busy)
+        self.assertEqual(0, move.events[-1]["report"]["bytes"]["layers"], "it is there")
+        image = self.docker("image", "inspect", "--format", "{{.Id}}", "theirs:1").stdout.strip()
+        self.assertEqual(f"theirs:1 {image}", self.inspect(name, "{{.Config.Image}} {{.Image}}", self.hb))
+
+    def moved(self, *command: str) -> tuple[str, Move]:
+        """Starts a container on ha and moves it."""
+        name = self.start(*command)
+        self.addCleanup(self.docker, "rm", "--force", name, host=self.hb, check=False)
+        return name, self.move(name)
+
     def test_a_move_carries_all_of_a_container_and_so_do_the_next_two(self) -> None:
         self.needs_moves()
         # One that a container uses loses its name only, and its layers would not have to go.
         self.soon("the destination to be empty", lambda: self.containers(self.hb) == {})
-        self.docker("image", "rm", "--force", "redis:8", host=self.hb, check=False)
+        self.soon("the image to go", lambda: self.is_without_image("redis:8", self.hb))
         name = self.start_redis(*LABELS)
         image = self.inspect(name, "{{.Image}}")
         self.redis(name, "DEBUG", "LOG", "said-on-ha")
@@ -75,6 +93,12 @@ class Everything(MoveTest):
         self.soon("Docker to start it again", lambda: self.redis(name, "PING", host=self.hb, check=False) == "PONG")
         self.assertEqual("1", self.inspect(name, "{{.RestartCount}}", self.hb))
         self.assertGreaterEqual(int(self.redis(name, "DBSIZE", host=self.hb)), account["acknowledged"])
+
+    def is_without_image(self, image: str, host: Host) -> bool:
+        """Removes from a host what the other one calls so, by all names, and says whether it is gone."""
+        known = self.docker("image", "inspect", "--format", "{{.Id}}", image).stdout.strip()
+        self.docker("image", "rm", "--force", known, host=host, check=False)
+        return self.docker("image", "inspect", known, host=host, check=False).returncode != 0
 
     def log(self, name: str, host: Host) -> str:
         """A container's log with the time of each line."""

@@ -106,6 +106,25 @@ impl Docker {
         Ok(container.image_id.clone())
     }
 
+    /// Gives an image that is here the name that its container knows it by, unless that means another image here: one that
+    /// came to this host by another name is not sent again, and brings none along.
+    async fn name_image(&self, container: &Container) -> Result<(), EngineError> {
+        let Some(name) = image::portable_name(&container.image_name) else {
+            return Ok(());
+        };
+        let Some((repository, tag)) = name.rsplit_once(':') else {
+            return Ok(());
+        };
+        if !image::is_well_formed(&container.image_id) || self.image(&name).await?.is_some() {
+            return Ok(());
+        }
+        let path = format!("/images/{}/tag?repo={repository}&tag={tag}", container.image_id);
+        self.client
+            .call(Method::POST, &path, None, CHANGE_DEADLINE)
+            .await
+            .map(drop)
+    }
+
     /// The containerd runtime behind a runtime's name in Docker, which may be an alias from `daemon.json`.
     async fn containerd_runtime(&self, runtime: &str) -> Result<String, EngineError> {
         if runtime.contains(['.', '/']) {
@@ -243,6 +262,7 @@ impl Engine for Docker {
     }
 
     async fn create(&self, container: &Container) -> Result<Created, EngineError> {
+        self.name_image(container).await?;
         let image = self.image_reference(container).await?;
         let path = format!("/containers/create?name={}", container_path(&container.name)?);
         let attempt = async |addresses| {
