@@ -11,6 +11,7 @@ compress on the way is served too well.
 import json
 import os
 import random
+import re
 import select
 import socket
 import sys
@@ -27,6 +28,8 @@ SILENCE_SECONDS = 120.0
 # An answer that takes longer than this is a move and no pause of the server's own.
 STALL_SECONDS = 0.1
 RECONNECT_SECONDS = 30.0
+REHASH_SECONDS = 120.0
+REHASH_BATCH = 4096
 
 
 class Server:
@@ -51,6 +54,17 @@ class Server:
             self._connect_again()
             return False
 
+    def is_rehashing(self) -> bool:
+        """Whether the server moves its keys to a larger table."""
+        self._socket.sendall(request(b"INFO", b"memory"))
+        answer = b""
+        while not answer.endswith(b"\r\n\r\n"):
+            received = self._socket.recv(1 << 16)
+            if not received:
+                sys.exit("the connection broke")
+            answer += received
+        return not re.search(rb"^mem_overhead_db_hashtable_rehashing:0\r", answer, re.MULTILINE)
+
     def _connect_again(self) -> None:
         self._socket.close()
         ends_at = time.monotonic() + RECONNECT_SECONDS
@@ -70,7 +84,8 @@ def request(*words: bytes) -> bytes:
 
 
 def fill(server: Server, n_mib: int) -> None:
-    """Writes every value once."""
+    """Writes every value once, and waits until Redis has found room for all keys: while it does, every write touches
+    several pages more."""
     for begin in range(0, n_mib * VALUES_IN_A_MIB, FILL_BATCH):
         random_half = os.urandom(FILL_BATCH * VALUE_BYTES // 2)
         requests = []
@@ -80,6 +95,14 @@ def fill(server: Server, n_mib: int) -> None:
             requests.append(request(b"SET", b"fill:%d" % (begin + number), value))
         if not server.batch(requests):
             sys.exit("the connection broke")
+    # One more than a table of a power of two takes: it grows now, and not under whoever comes next.
+    server.batch([request(b"SET", b"fill:last", b"")])
+    ends_at = time.monotonic() + REHASH_SECONDS
+    while server.is_rehashing():
+        if time.monotonic() > ends_at:
+            sys.exit(f"the table of keys still grows after {REHASH_SECONDS:g} s")
+        # Left to itself it takes ten times as long as the filling; each question takes it a step further.
+        server.batch([request(b"EXISTS", b"fill:last")] * REHASH_BATCH)
 
 
 def write(server: Server, n_mib: int, rate: int) -> None:

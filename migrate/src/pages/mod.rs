@@ -10,6 +10,7 @@ pub(crate) mod chooser;
 pub mod codec;
 mod given;
 pub mod memory;
+mod neighbours;
 pub mod portion;
 pub mod relay;
 pub mod rounds;

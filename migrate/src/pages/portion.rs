@@ -12,8 +12,8 @@ use tokio::time::sleep;
 use crate::tls;
 
 /// A portion at least and at most: a small part of what it costs to send one, and a batch.
-const LEAST_BYTES: usize = 64 << 10;
-const MOST_BYTES: usize = 1 << 20;
+pub(super) const LEAST_BYTES: usize = 64 << 10;
+pub(super) const MOST_BYTES: usize = 1 << 20;
 
 /// The first: a millisecond of a gigabit's link.
 const FIRST_BYTES: usize = 128 << 10;
@@ -28,14 +28,10 @@ const RESTS: u32 = 4;
 const LONGEST_REST: Duration = Duration::from_millis(20);
 
 /// Nothing is waited for longer: a link that is cut is noticed elsewhere.
-const PATIENCE: Duration = Duration::from_millis(50);
+pub(super) const PATIENCE: Duration = Duration::from_millis(50);
 
 /// How often it is looked whether a portion has arrived.
-const LOOK_INTERVAL: Duration = Duration::from_millis(1);
-
-/// Pages right before one that a task waits for, which go with it, at most. Programs go down as well as up, and an allocator
-/// keeps what belongs together within some dozen pages: of a Redis of 1 GB this spares every second question.
-const MOST_NEIGHBOURS: u32 = 16;
+pub(super) const LOOK_INTERVAL: Duration = Duration::from_millis(1);
 
 /// A connection that knows what of it is on its way.
 pub trait Backlog {
@@ -48,6 +44,15 @@ impl Backlog for tls::Stream {
         // A connection that cannot be asked is broken, which whoever uses it next will hear.
         unacknowledged(self.get_ref().0).map_or(0, u64::from)
     }
+}
+
+/// Waits until what has been written has arrived; returns how long that took.
+pub(super) async fn arrival(connection: &impl Backlog) -> Duration {
+    let began = Instant::now();
+    while connection.unacknowledged() > 0 && began.elapsed() < PATIENCE {
+        sleep(LOOK_INTERVAL).await;
+    }
+    began.elapsed()
 }
 
 /// How much goes at a time on one stream.
@@ -65,47 +70,14 @@ impl Portion {
         self.0
     }
 
-    /// Waits until a portion that has just been written has arrived; returns the rest that is due behind it.
-    pub(super) async fn settle(&mut self, connection: &impl Backlog) -> Duration {
-        let began = Instant::now();
-        while connection.unacknowledged() > 0 && began.elapsed() < PATIENCE {
-            sleep(LOOK_INTERVAL).await;
-        }
-        self.arrived(began.elapsed())
-    }
-
     /// Learns how long one took to arrive; returns the rest behind it.
-    fn arrived(&mut self, took: Duration) -> Duration {
+    pub(super) fn arrived(&mut self, took: Duration) -> Duration {
         if took <= PROMPT {
             self.0 = (self.0 * 2).min(MOST_BYTES);
             return Duration::ZERO;
         }
         self.0 = (self.0 / 2).max(LEAST_BYTES);
         (took * RESTS).min(LONGEST_REST)
-    }
-}
-
-/// How many pages go along with one that a task waits for.
-///
-/// They travel behind it, while the task runs on. If some are still on their way when it asks again, they have been in the
-/// way of its next page.
-#[derive(Debug)]
-pub(super) struct Neighbours(u32);
-
-impl Default for Neighbours {
-    fn default() -> Self {
-        Self(MOST_NEIGHBOURS)
-    }
-}
-
-impl Neighbours {
-    /// How many may go along with the next, which has just been asked for.
-    pub(super) fn next(&mut self, connection: &impl Backlog) -> u32 {
-        self.0 = match connection.unacknowledged() {
-            0 => (self.0 + 1).min(MOST_NEIGHBOURS),
-            _ => self.0 / 2,
-        };
-        self.0
     }
 }
 
@@ -125,27 +97,6 @@ mod tests {
             clock += portion.arrived(took);
         }
         (sent, longest)
-    }
-
-    struct Link(u64);
-
-    impl Backlog for Link {
-        fn unacknowledged(&self) -> u64 {
-            self.0
-        }
-    }
-
-    #[test]
-    fn no_more_go_along_than_the_link_takes_before_the_next_question() {
-        let mut neighbours = Neighbours::default();
-        assert_eq!(neighbours.next(&Link(0)), MOST_NEIGHBOURS);
-        assert_eq!(neighbours.next(&Link(9000)), MOST_NEIGHBOURS / 2);
-        assert_eq!(neighbours.next(&Link(1)), MOST_NEIGHBOURS / 4);
-        assert_eq!(neighbours.next(&Link(0)), MOST_NEIGHBOURS / 4 + 1);
-        for _ in 0..9 {
-            neighbours.next(&Link(1));
-        }
-        assert_eq!(neighbours.next(&Link(1)), 0);
     }
 
     #[test]

@@ -19,7 +19,8 @@ use tokio::time::sleep;
 use super::chooser::Chooser;
 use super::codec::{self, Packing};
 use super::memory::Memory;
-use super::portion::{Backlog, Neighbours, Portion};
+use super::neighbours::{Neighbours, Rate};
+use super::portion::{Backlog, Portion, arrival};
 use super::schedule::{Run, Schedule};
 use super::turn::{Order, Turn};
 use crate::bandwidth::Pacer;
@@ -42,6 +43,7 @@ pub struct Pages {
     schedule: Mutex<Schedule>,
     chooser: Mutex<Chooser>,
     turn: Mutex<Turn>,
+    rate: Mutex<Rate>,
     transfer: Arc<Transfer>,
     pacer: Pacer,
 }
@@ -53,6 +55,7 @@ impl Pages {
             schedule: Mutex::new(Schedule::new(memory.tasks())),
             chooser: Mutex::new(Chooser::new(Instant::now())),
             turn: Mutex::default(),
+            rate: Mutex::default(),
             memory,
             transfer,
             pacer,
@@ -206,11 +209,14 @@ pub async fn push(
             };
             let (now, later) = rest.split_at(bytes.min(rest.len()));
             pages.pacer.take(now.len() as u64).await;
+            let began = Instant::now();
             stream.write_all(now).await?;
             stream.flush().await?;
             pages.transfer.add(now.len() as u64);
             if order != Order::Go {
-                let due = portion.settle(&stream).await;
+                let took = arrival(&stream).await;
+                locked(&pages.rate).learn(now.len(), began.elapsed());
+                let due = portion.arrived(took);
                 if order == Order::Moderate {
                     sleep(due).await;
                 }
@@ -283,15 +289,18 @@ pub async fn answer(
             .memory
             .index_of(header.task)
             .ok_or_else(|| io::Error::other(format!("there is no task {} here", header.task)))?;
-        let wanted = Run {
+        let mut wanted = Run {
             task,
             address: header.address,
             pages: header.pages,
         };
-        let before = match header.kind {
-            Kind::Urgent => neighbours.next(&stream),
-            _ => 0,
-        };
+        let mut before = 0;
+        if header.kind == Kind::Urgent {
+            let neighbours = neighbours.next(&stream, &locked(&pages.rate));
+            let behind = neighbours / 3;
+            wanted.pages = wanted.pages.min(1 + behind);
+            before = neighbours - behind;
+        }
         let found = pages.schedule().asked(wanted, before);
         if let Some(run) = found {
             let (before, wanted) = run.split_at(header.address);
