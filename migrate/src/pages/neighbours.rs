@@ -100,7 +100,7 @@ mod tests {
         rate.learn(LEAST_BYTES, Duration::from_millis(40));
         assert_eq!(neighbours.next(&Link(0), &rate), 0);
         for _ in 0..9 {
-            rate.learn(MOST_BYTES, Duration::from_millis(9));
+            rate.learn(MOST_BYTES, Duration::from_millis(18));
         }
         assert_eq!(neighbours.next(&Link(0), &rate), 5, "a gigabit");
         for _ in 0..9 {

@@ -11,9 +11,9 @@ use tokio::time::sleep;
 
 use crate::tls;
 
-/// A portion at least and at most: a small part of what it costs to send one, and a batch.
+/// A portion at least and at most: a small part of what it costs to send one, and more than a batch.
 pub(super) const LEAST_BYTES: usize = 64 << 10;
-pub(super) const MOST_BYTES: usize = 1 << 20;
+pub(super) const MOST_BYTES: usize = 2 << 20;
 
 /// The first: a millisecond of a gigabit's link.
 const FIRST_BYTES: usize = 128 << 10;
@@ -66,8 +66,9 @@ impl Default for Portion {
 }
 
 impl Portion {
-    pub(super) fn bytes(&self) -> usize {
-        self.0
+    /// How much of what is left goes next; in equal parts, for each costs a wait of its own, a scrap as well.
+    pub(super) fn of(&self, left: usize) -> usize {
+        left.div_ceil(left.div_ceil(self.0).max(1))
     }
 
     /// Learns how long one took to arrive; returns the rest behind it.
@@ -90,8 +91,8 @@ mod tests {
     fn send(bytes_a_milli: usize) -> (usize, u128) {
         let (mut portion, mut clock, mut sent, mut longest) = (Portion::default(), Duration::ZERO, 0, 0);
         while clock < Duration::from_secs(1) {
-            let took = Duration::from_micros((1000 * portion.bytes() / bytes_a_milli) as u64 + 100);
-            sent += portion.bytes();
+            let took = Duration::from_micros((1000 * portion.of(MOST_BYTES) / bytes_a_milli) as u64 + 100);
+            sent += portion.of(MOST_BYTES);
             longest = longest.max(took.as_millis());
             clock += took;
             clock += portion.arrived(took);

@@ -205,7 +205,7 @@ pub async fn push(
             let order = pages.stand_back().await;
             let bytes = match order {
                 Order::Go => LOOK_BYTES,
-                _ => portion.bytes(),
+                _ => portion.of(rest.len()),
             };
             let (now, later) = rest.split_at(bytes.min(rest.len()));
             pages.pacer.take(now.len() as u64).await;
