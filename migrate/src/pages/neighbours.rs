@@ -100,11 +100,11 @@ mod tests {
         rate.learn(LEAST_BYTES, Duration::from_millis(40));
         assert_eq!(neighbours.next(&Link(0), &rate), 0);
         for _ in 0..9 {
-            rate.learn(MOST_BYTES, Duration::from_millis(18));
+            rate.learn(MOST_BYTES, Duration::from_millis(36));
         }
         assert_eq!(neighbours.next(&Link(0), &rate), 5, "a gigabit");
         for _ in 0..9 {
-            rate.learn(MOST_BYTES, Duration::from_millis(1));
+            rate.learn(MOST_BYTES, Duration::from_millis(4));
         }
         assert_eq!(neighbours.next(&Link(0), &rate), MOST_NEIGHBOURS);
     }

@@ -2,18 +2,20 @@
 //!
 //! What was sent and has not been acknowledged stands in the link's queues, and a page that is waited for stands behind it.
 //! So each portion goes when the one before it has arrived, and one that took long is followed by a rest, in which the link
-//! belongs to the others. How much a portion is, the link says by itself: it grows for as long as it arrives promptly.
+//! belongs to the others. How much a portion is, the link says by itself: it grows for as long as twice as much would arrive
+//! promptly. On a fast link that is several batches, for each look at the clock costs what could have gone meanwhile.
 
 use std::time::{Duration, Instant};
 
 use godwit_runtime::pages::unacknowledged;
 use tokio::time::sleep;
 
+use super::neighbours::Rate;
 use crate::tls;
 
-/// A portion at least and at most: a small part of what it costs to send one, and more than a batch.
+/// A portion at least and at most: it costs a look at the clock, and a fast link carries four megabytes in some of them.
 pub(super) const LEAST_BYTES: usize = 64 << 10;
-pub(super) const MOST_BYTES: usize = 2 << 20;
+pub(super) const MOST_BYTES: usize = 4 << 20;
 
 /// The first: a millisecond of a gigabit's link.
 const FIRST_BYTES: usize = 128 << 10;
@@ -55,29 +57,49 @@ pub(super) async fn arrival(connection: &impl Backlog) -> Duration {
     began.elapsed()
 }
 
-/// How much goes at a time on one stream.
+/// What goes at a time on one stream, in as many pieces as it is written in.
 #[derive(Debug)]
-pub(super) struct Portion(usize);
+pub(super) struct Portion {
+    size: usize,
+    written: usize,
+    /// How long it took to write that.
+    writing: Duration,
+}
 
 impl Default for Portion {
     fn default() -> Self {
-        Self(FIRST_BYTES)
+        Self {
+            size: FIRST_BYTES,
+            written: 0,
+            writing: Duration::ZERO,
+        }
     }
 }
 
 impl Portion {
-    /// How much of what is left goes next; in equal parts, for each costs a wait of its own, a scrap as well.
-    pub(super) fn of(&self, left: usize) -> usize {
-        left.div_ceil(left.div_ceil(self.0).max(1))
+    /// How many bytes may still go before it has to arrive.
+    pub(super) fn left(&self) -> usize {
+        self.size - self.written
     }
 
-    /// Learns how long one took to arrive; returns the rest behind it.
-    pub(super) fn arrived(&mut self, took: Duration) -> Duration {
+    /// So many of them have been written.
+    pub(super) fn wrote(&mut self, bytes: usize, took: Duration) {
+        self.written += bytes;
+        self.writing += took;
+    }
+
+    /// It has arrived, so long after it was written: the next one begins. Returns the rest that is due before.
+    pub(super) fn arrived(&mut self, took: Duration, rate: &mut Rate) -> Duration {
+        rate.learn(self.written, self.writing + took);
+        (self.written, self.writing) = (0, Duration::ZERO);
         if took <= PROMPT {
-            self.0 = (self.0 * 2).min(MOST_BYTES);
+            // Only where twice as much would still be prompt.
+            if took <= PROMPT / 2 {
+                self.size = (self.size * 2).min(MOST_BYTES);
+            }
             return Duration::ZERO;
         }
-        self.0 = (self.0 / 2).max(LEAST_BYTES);
+        self.size = (self.size / 2).max(LEAST_BYTES);
         (took * RESTS).min(LONGEST_REST)
     }
 }
@@ -89,25 +111,33 @@ mod tests {
     /// Sends portions for a second over a link of so many bytes in a millisecond; returns the bytes that went and the longest
     /// time in milliseconds that one stood in the way.
     fn send(bytes_a_milli: usize) -> (usize, u128) {
-        let (mut portion, mut clock, mut sent, mut longest) = (Portion::default(), Duration::ZERO, 0, 0);
+        let (mut portion, mut rate) = (Portion::default(), Rate::default());
+        let (mut clock, mut sent, mut longest) = (Duration::ZERO, 0, 0);
         while clock < Duration::from_secs(1) {
-            let took = Duration::from_micros((1000 * portion.of(MOST_BYTES) / bytes_a_milli) as u64 + 100);
-            sent += portion.of(MOST_BYTES);
+            let bytes = portion.left();
+            portion.wrote(bytes, Duration::ZERO);
+            let took = Duration::from_micros((1000 * bytes / bytes_a_milli) as u64 + 100);
+            sent += bytes;
             longest = longest.max(took.as_millis());
             clock += took;
-            clock += portion.arrived(took);
+            clock += portion.arrived(took, &mut rate);
         }
         (sent, longest)
     }
 
     #[test]
-    fn a_fast_link_is_used_and_a_slow_one_left_to_those_who_wait() {
-        let (fast, _) = send(1 << 20);
+    fn links_are_used_and_nothing_stands_in_the_way_for_long() {
+        let (fast, longest) = send(1 << 20);
         assert!(fast > 500 << 20, "{fast} bytes of a link of a GB a second");
+        assert!(longest <= PROMPT.as_millis(), "{longest} ms");
         let (slow, longest) = send(118 << 10);
-        assert!((10 << 20..60 << 20).contains(&slow), "{slow} bytes of a gigabit");
-        assert!(longest <= 5, "{longest} ms");
-        let (slower, _) = send(1 << 10);
-        assert!(slower > 0);
+        assert!(slow > 60 << 20, "{slow} bytes of a gigabit");
+        assert!(longest <= PROMPT.as_millis(), "{longest} ms");
+    }
+
+    #[test]
+    fn a_link_that_is_late_with_the_least_is_left_to_those_who_wait() {
+        let (slow, _) = send(8 << 10);
+        assert!((1 << 20..4 << 20).contains(&slow), "{slow} bytes of 8 MB");
     }
 }

@@ -205,7 +205,7 @@ pub async fn push(
             let order = pages.stand_back().await;
             let bytes = match order {
                 Order::Go => LOOK_BYTES,
-                _ => portion.of(rest.len()),
+                _ => portion.left(),
             };
             let (now, later) = rest.split_at(bytes.min(rest.len()));
             pages.pacer.take(now.len() as u64).await;
@@ -214,11 +214,13 @@ pub async fn push(
             stream.flush().await?;
             pages.transfer.add(now.len() as u64);
             if order != Order::Go {
-                let took = arrival(&stream).await;
-                locked(&pages.rate).learn(now.len(), began.elapsed());
-                let due = portion.arrived(took);
-                if order == Order::Moderate {
-                    sleep(due).await;
+                portion.wrote(now.len(), began.elapsed());
+                if portion.left() == 0 {
+                    let took = arrival(&stream).await;
+                    let due = portion.arrived(took, &mut locked(&pages.rate));
+                    if order == Order::Moderate {
+                        sleep(due).await;
+                    }
                 }
             }
             rest = later;

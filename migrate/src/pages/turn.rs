@@ -9,7 +9,7 @@
 use std::time::{Duration, Instant};
 
 /// A task that was answered asks for its next page within this, as a rule: it is some round trips and context switches.
-const QUIET: Duration = Duration::from_millis(3);
+const QUIET: Duration = Duration::from_millis(2);
 
 /// Only after this do pages go as the link takes them. What the kernel and a switch then hold of a stream, 60 ms of a gigabit
 /// and more, nothing overtakes; and a program that works in batches asks again at the next.
@@ -120,7 +120,7 @@ mod tests {
                 changes.push((now - began, order));
             }
             // Divides all that is compared.
-            now += QUIET / 3;
+            now += QUIET / 4;
         }
         let expected = [
             (Duration::ZERO, Order::StandBack(QUIET)),
