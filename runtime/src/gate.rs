@@ -10,7 +10,7 @@ use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use nix::sched::{CloneFlags, setns};
 use serde::{Deserialize, Serialize};
@@ -118,8 +118,40 @@ pub(crate) fn quiet_network(pid: i32) -> io::Result<()> {
     nft(QUIET)
 }
 
-/// Opens a network namespace that a gate has closed; nothing to do if none did.
-pub(crate) fn open_network(pid: i32) -> io::Result<()> {
+/// The same table, and nothing is dropped any more.
+const OPEN: &str = "table inet godwit {
+ chain in { type filter hook input priority -350; policy accept; }
+ chain out { type filter hook output priority -350; policy accept; }
+}
+";
+
+/// An nft that is ready to let everything into and out of a network namespace that a gate has closed, and does nothing if it
+/// is not told to.
+#[derive(Debug)]
+pub(crate) struct Opener(Child);
+
+impl Opener {
+    /// Starts it; what can be missing for that is missing now, and not when there is no way back.
+    pub(crate) fn start(pid: i32) -> io::Result<Self> {
+        enter_network_of(pid)?;
+        start_nft(&["--echo", "-f", "-"], Stdio::piped()).map(Self)
+    }
+
+    /// Opens. The table stays, and nft is left to end by itself: what it has changed holds at once, but it closes its socket
+    /// only when no processor can be reading what was there before, some 12 ms later.
+    pub(crate) fn open(mut self) -> io::Result<()> {
+        tell(&mut self.0, OPEN)?;
+        // It says what it has changed when the kernel has done it, and nothing before.
+        let said = self.0.stdout.take().map(|mut stdout| stdout.read(&mut [0]));
+        match said {
+            Some(Ok(1)) => Ok(()),
+            _ => finish(self.0),
+        }
+    }
+}
+
+/// Removes what a gate has left in a network namespace, closed or open; nothing to do if there is nothing.
+pub(crate) fn remove_table(pid: i32) -> io::Result<()> {
     enter_network_of(pid)?;
     nft("table inet godwit\ndelete table inet godwit\n")
 }
@@ -163,26 +195,39 @@ fn prepare_network(record: &GateRecord) -> io::Result<()> {
 }
 
 fn nft(script: &str) -> io::Result<()> {
-    run("nft", &["-f", "-"], script)
+    let mut child = start_nft(&["-f", "-"], Stdio::null())?;
+    tell(&mut child, script)?;
+    finish(child)
 }
 
-fn run(program: &str, arguments: &[&str], input: &str) -> io::Result<()> {
-    let failed = |why: String| io::Error::other(format!("{program} {}: {why}", arguments.join(" ")));
-    let mut child = Command::new(program)
+fn start_nft(arguments: &[&str], stdout: Stdio) -> io::Result<Child> {
+    Command::new("nft")
         .args(arguments)
         .stdin(Stdio::piped())
-        .stdout(Stdio::null())
+        .stdout(stdout)
         .stderr(Stdio::piped())
         .spawn()
-        .map_err(|error| failed(error.to_string()))?;
-    if let Some(mut stdin) = child.stdin.take() {
-        stdin.write_all(input.as_bytes())?;
+        .map_err(|error| failed(&error.to_string()))
+}
+
+/// It does what it is told when that has ended.
+fn tell(child: &mut Child, script: &str) -> io::Result<()> {
+    match child.stdin.take() {
+        Some(mut stdin) => stdin.write_all(script.as_bytes()),
+        None => Ok(()),
     }
+}
+
+fn finish(child: Child) -> io::Result<()> {
     let output = child.wait_with_output()?;
     if output.status.success() {
         return Ok(());
     }
-    Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
+    Err(failed(String::from_utf8_lossy(&output.stderr).trim()))
+}
+
+fn failed(why: &str) -> io::Error {
+    io::Error::other(format!("nft: {why}"))
 }
 
 #[cfg(test)]
@@ -200,5 +245,34 @@ mod tests {
         let lines: Vec<String> = BufReader::new(theirs).lines().map(Result::unwrap).collect();
         assert_eq!(lines, [r#"{"from":"hold","action":"post-dump"}"#]);
         assert_eq!(serde_json::from_str::<Report>(&lines[0]).unwrap(), report);
+    }
+    #[test]
+    fn a_closed_network_is_opened_only_when_that_is_said() {
+        let thread = std::thread::spawn(|| {
+            if let Err(error) = nix::sched::unshare(CloneFlags::CLONE_NEWNET) {
+                eprintln!("skipped: no network namespace can be made here: {error}");
+                return;
+            }
+            if let Err(error) = nft(CLOSED) {
+                eprintln!("skipped: {error}");
+                return;
+            }
+            let rules = || {
+                let listed = Command::new("nft").args(["list", "ruleset"]).output().unwrap();
+                String::from_utf8(listed.stdout).unwrap()
+            };
+            let pid = nix::unistd::gettid().as_raw();
+            let opener = Opener::start(pid).unwrap();
+            assert_eq!(rules().matches("policy drop").count(), 2);
+            drop(opener);
+            assert_eq!(rules().matches("policy drop").count(), 2, "it was not told to");
+            Opener::start(pid).unwrap().open().unwrap();
+            assert_eq!(rules().matches("policy accept").count(), 2);
+            assert_eq!(rules().matches("policy drop").count(), 0);
+            remove_table(pid).unwrap();
+            assert_eq!(rules(), "");
+            remove_table(pid).unwrap();
+        });
+        thread.join().unwrap();
     }
 }

@@ -246,18 +246,17 @@ pub fn main(called_as: &Path) -> io::Result<()> {
         );
     }
     if record.gated {
-        // At post-restore every socket is back, and CRIU's own lock holds until it has unlocked the network. The shim
-        // was told first, so that this costs no time while the verdict is on its way. A move need not keep quiet until
-        // the tasks run: connections through another host's address translation end anyway.
+        // At post-restore every socket is back, and CRIU's own lock holds until it has unlocked the network.
         match (action.as_str(), &record.verdict) {
             (POST_RESTORE, None) => gate::quiet_network(init_pid()?)?,
-            (POST_RESTORE, Some(_)) | (PRE_RESUME, None) => gate::open_network(init_pid()?)?,
+            (PRE_RESUME, None) => gate::remove_table(init_pid()?)?,
             _ => {}
         }
         if action == PRE_RESUME {
             // Not before: until CRIU has unlocked the network, what it draws would be dropped. Without it the addresses are
             // found as well, only later.
-            // By a process of its own: to close the socket that it takes waits for every processor, and CRIU would for us.
+            // By a process of its own: to close the socket that it takes, and to delete a table, waits for every processor,
+            // and CRIU would for us.
             let _ =
                 init_pid().and_then(|pid| leave_helper(&control, format!("{ANNOUNCE}{pid}"), Stdio::null()));
         }
@@ -280,7 +279,20 @@ pub fn main(called_as: &Path) -> io::Result<()> {
             }
             Ok(())
         }
-        (POST_RESTORE, Some(path)) => obey(&hold_restore(path)?),
+        (POST_RESTORE, Some(path)) => {
+            // The gate's is the only lock here (see `inventory`): nothing reaches a copy that may still be given up. A move
+            // need not keep quiet until the tasks run: connections through another host's address translation end anyway.
+            let opener = record
+                .gated
+                .then(|| init_pid().and_then(gate::Opener::start))
+                .transpose()?;
+            obey(&hold_restore(path)?)?;
+            if let Some(opener) = opener {
+                // To fail now would end a container that is nowhere else. The announcer removes the whole table.
+                let _ = opener.open();
+            }
+            Ok(())
+        }
         _ => Ok(()),
     }
 }
@@ -291,10 +303,13 @@ fn init_pid() -> io::Result<i32> {
 }
 
 /// Waits for CRIU's end, then settles the dump; this is a process of its own, which outlives the holder. As a keeper it
-/// waits for the holder's word or end, and as an announcer it says where addresses are.
+/// waits for the holder's word or end, and as an announcer it says where addresses are, and clears away what a gate has left.
 pub fn thawer_main(called_as: &Path, argument: &str) -> io::Result<()> {
     if let Some(pid) = argument.strip_prefix(ANNOUNCE) {
-        return gate::announce_network(pid.parse().map_err(io::Error::other)?);
+        let pid = pid.parse().map_err(io::Error::other)?;
+        let announced = gate::announce_network(pid);
+        gate::remove_table(pid)?;
+        return announced;
     }
     let control = ControlDir::at(called_as.parent().unwrap_or(Path::new("/")));
     let record: HoldRecord = serde_json::from_slice(&fs::read(control.join("hold.json"))?)?;

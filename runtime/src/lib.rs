@@ -15,6 +15,7 @@ pub mod freezer;
 pub mod gate;
 pub mod hold;
 pub mod image;
+mod inventory;
 pub mod lens;
 pub mod oom;
 pub mod options;

@@ -24,6 +24,7 @@ use crate::criu::RESTORE_LOG;
 use crate::gate::{GateRecord, Report};
 use crate::hold::{HoldRecord, POST_RESTORE};
 use crate::image::{Manifest, NetworkOwner, metadata_bytes};
+use crate::inventory::{INVENTORY, leave_lock_to_gate};
 use crate::options::{CheckpointOptions, Layer, Tcp};
 use crate::pages::left_out;
 use crate::processes::{Doomed, Known, has_unnoticed_kill};
@@ -103,7 +104,7 @@ impl Restore {
     pub fn begin(site: Site, request: &RestoreRequest, streams: Streams) -> Result<Self, CheckpointError> {
         let unready = |error: io::Error| CheckpointError::unready(OPERATION, &site, &error);
         let refuse = |reason: &str| CheckpointError::unready(OPERATION, &site, &reason);
-        if !request.image_dir.join("inventory.img").is_file() {
+        if !request.image_dir.join(INVENTORY).is_file() {
             return Err(refuse(&format!(
                 "{} holds no checkpoint image",
                 request.image_dir.display()
@@ -140,6 +141,11 @@ impl Restore {
                 .is_none_or(|manifest| manifest.network == NetworkOwner::Engine);
         let remembered = manifest.map(|manifest| manifest.options).unwrap_or_default();
         let options = CheckpointOptions::resolve(&[&request.told, &remembered, &request.usual]);
+        // Where nobody decides in between CRIU's own lock covers the time in which the gate's is changed for a quieter one;
+        // and an image that is not a move's alone is its owner's.
+        if engine_network && request.verdict.is_some() {
+            leave_lock_to_gate(&request.image_dir).map_err(unready)?;
+        }
         let work = furnish(&site, "work-restore").map_err(unready)?;
         let work = request.work_dir.clone().unwrap_or(work);
         write_criu_config(&site, &options, "").map_err(unready)?;
