@@ -10,11 +10,12 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::str::FromStr;
 
+use godwit_runtime::connections::{Connection, in_image};
 use godwit_runtime::image::Manifest;
 use godwit_runtime::options::Tcp;
 use serde::{Deserialize, Serialize};
 
-use crate::checks::connections::{self, Connection};
+use crate::checks::connections;
 use crate::engine::Container;
 
 /// Connections that a report lists at most: some 400 kB of it. Of the others their number is told.
@@ -115,7 +116,11 @@ impl Treatment {
     /// Decides for a container whose tasks stand still, with `pid` the first of them, and notes it in the `image` of their
     /// dump, from which the restore takes it.
     pub fn settle(self, container: &Container, pid: u32, image: &Path) -> io::Result<Account> {
-        let found = connections::of(pid);
+        let found = match self {
+            // Nothing that is not on its way yet depends on it, and the image says that they are closed.
+            Self::Close => connections::of(pid),
+            Self::Keep | Self::ByAddress => in_image(image)?,
+        };
         let fate = self.fate(found.iter().any(|one| !connections::moves(container, one)));
         if self == Self::ByAddress && fate == Fate::Closed {
             let mut manifest = Manifest::read(image)?.ok_or(io::ErrorKind::NotFound)?;

@@ -6,6 +6,7 @@ mod announce;
 pub mod bundle;
 pub mod cgroup;
 pub mod checkpoint;
+pub mod connections;
 pub mod console;
 pub mod control;
 pub mod criu;

@@ -9,6 +9,7 @@ use std::fs;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 
+use godwit_runtime::connections::{Connection, WITHOUT_PEER};
 use godwit_runtime::options::{HOST_FILE, HostLayers, Layer};
 
 use super::proc::Proc;
@@ -18,20 +19,6 @@ use crate::tcp::{Fate, Treatment};
 
 /// More connections than this are counted, not named.
 const MAX_NAMED: usize = 3;
-
-/// States of the kernel's TCP table in which a socket does not depend on its address: TIME_WAIT, CLOSE and LISTEN.
-const WITHOUT_PEER: [&str; 3] = ["06", "07", "0A"];
-
-/// One line of `/proc/PID/net/tcp`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Connection {
-    /// The container's end.
-    pub local: SocketAddr,
-    /// The other end.
-    pub remote: SocketAddr,
-    /// Of the socket.
-    pub inode: u64,
-}
 
 /// What the connections of `container`, whose first process is `pid`, mean for a move that treats them so.
 pub fn judge(container: &Container, treatment: Treatment, pid: u32) -> Option<Finding> {
@@ -101,7 +88,7 @@ fn holds(subnet: &str, address: Ipv6Addr) -> bool {
     (network.to_bits() ^ address.to_bits()) >> (128 - length) == 0
 }
 
-/// The connections that processes of the container hold.
+/// The connections that processes of the container hold, by the kernel's tables.
 pub fn of(pid: u32) -> Vec<Connection> {
     let tables: Vec<Connection> = ["tcp", "tcp6"]
         .iter()
@@ -134,7 +121,7 @@ fn sockets_of(pid: u32) -> BTreeSet<u64> {
 fn parse(line: &str) -> Option<Connection> {
     let fields: Vec<&str> = line.split_whitespace().collect();
     let (local, remote, state, inode) = (fields.get(1)?, fields.get(2)?, fields.get(3)?, fields.get(9)?);
-    if WITHOUT_PEER.contains(state) {
+    if WITHOUT_PEER.contains(&u64::from_str_radix(state, 16).ok()?) {
         return None;
     }
     Some(Connection {

@@ -200,13 +200,14 @@ fn split(ranges: &[Range], mappings: &[Range]) -> Vec<Range> {
     pieces
 }
 
-enum Field {
+/// A field's value.
+pub(crate) enum Field {
     Number(u64),
     Message(Vec<u8>),
 }
 
 /// Calls `each` with every entry of an image.
-pub(super) fn entries(path: &Path, mut each: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
+pub(crate) fn entries(path: &Path, mut each: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
     let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
     if fs::metadata(path).map_err(named)?.len() > IMAGE_LIMIT_BYTES {
         return Err(named(damaged("larger than any")));
@@ -228,7 +229,7 @@ pub(super) fn entries(path: &Path, mut each: impl FnMut(&[u8]) -> io::Result<()>
 }
 
 /// Calls `each` with every number and message of a protobuf message, and passes over all else.
-fn fields(message: &[u8], mut each: impl FnMut(u32, Field)) -> io::Result<()> {
+pub(crate) fn fields(message: &[u8], mut each: impl FnMut(u32, Field)) -> io::Result<()> {
     let mut input = CodedInputStream::from_bytes(message);
     let broken = |error: protobuf::Error| damaged(&error.to_string());
     while let Some(tag) = input.read_raw_tag_or_eof().map_err(broken)? {
@@ -244,7 +245,7 @@ fn fields(message: &[u8], mut each: impl FnMut(u32, Field)) -> io::Result<()> {
     Ok(())
 }
 
-pub(super) fn damaged(what: &str) -> io::Error {
+pub(crate) fn damaged(what: &str) -> io::Error {
     io::Error::new(
         io::ErrorKind::InvalidData,
         format!("not an image of CRIU's: {what}"),
