@@ -1,9 +1,12 @@
-//! `ioctl` as CRIU calls it: everything goes on to the kernel, but for the scan that is answered here.
-#![allow(unsafe_code)] // a symbol that is called from outside, and the call of the kernel behind it
+//! `ioctl` and `sendmsg` as CRIU calls them: everything goes on to the kernel, but for the scan that is answered here and the
+//! question that another is asked in place of.
+#![allow(unsafe_code)] // symbols that are called from outside, and the calls of the kernel behind them
 
 use std::ffi::{c_int, c_long, c_ulong, c_void};
 
 use nix::libc;
+
+use crate::conntrack::Question;
 
 /// The page belongs to a file, or is shared.
 const FILE: u64 = 1 << 2;
@@ -63,6 +66,68 @@ pub unsafe extern "C" fn ioctl(descriptor: c_int, request: c_ulong, argument: *m
     let answer: c_long = unsafe { libc::syscall(libc::SYS_ioctl, descriptor, request, argument) };
     // The kernel's answers to this call have the size of an int.
     answer as c_int
+}
+
+/// The C library's.
+///
+/// # Safety
+/// As `sendmsg(2)`: `message` is a whole one.
+#[expect(unreachable_pub, reason = "whoever calls the C library's reaches this one")]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sendmsg(descriptor: c_int, message: *const libc::msghdr, flags: c_int) -> isize {
+    // SAFETY: the caller's message, which is not changed.
+    let question = unsafe { message.as_ref().and_then(|message| question_in(message)) };
+    let other = question
+        .filter(|_| crate::conntrack::is_unwanted())
+        .filter(|_| option_of(descriptor, libc::SO_DOMAIN) == Some(libc::AF_NETLINK))
+        .filter(|_| option_of(descriptor, libc::SO_PROTOCOL) == Some(libc::NETLINK_NETFILTER))
+        .and_then(|question| crate::conntrack::instead_of(&question));
+    if let Some(mut question) = other {
+        let mut part = libc::iovec {
+            iov_base: question.as_mut_ptr().cast(),
+            iov_len: question.len(),
+        };
+        // SAFETY: as above; `question_in` has seen that there is a message.
+        let mut changed = unsafe { *message };
+        changed.msg_iov = &raw mut part;
+        // SAFETY: a whole message, which lives until the call returns.
+        return unsafe { libc::syscall(libc::SYS_sendmsg, descriptor, &raw const changed, flags) } as isize;
+    }
+    // SAFETY: the caller's arguments, as they came.
+    unsafe { libc::syscall(libc::SYS_sendmsg, descriptor, message, flags) as isize }
+}
+
+/// The bytes of a message in one piece that has the length of a question to the kernel's netfilter.
+///
+/// # Safety
+/// The message's parts are where it says.
+unsafe fn question_in(message: &libc::msghdr) -> Option<Question> {
+    if message.msg_iovlen != 1 || message.msg_iov.is_null() || message.msg_controllen != 0 {
+        return None;
+    }
+    // SAFETY: there is one part.
+    let part = unsafe { &*message.msg_iov };
+    if part.iov_len != size_of::<Question>() || part.iov_base.is_null() {
+        return None;
+    }
+    // SAFETY: it has this length.
+    Some(unsafe { part.iov_base.cast::<Question>().read() })
+}
+
+/// A number that the kernel tells of a socket.
+fn option_of(descriptor: c_int, option: c_int) -> Option<c_int> {
+    let (mut value, mut length): (c_int, libc::socklen_t) = (0, size_of::<c_int>() as libc::socklen_t);
+    // SAFETY: both places live until the call returns, and the length is that of the first.
+    let answer = unsafe {
+        libc::getsockopt(
+            descriptor,
+            libc::SOL_SOCKET,
+            option,
+            (&raw mut value).cast(),
+            &raw mut length,
+        )
+    };
+    (answer == 0).then_some(value)
 }
 
 #[cfg(test)]
@@ -143,5 +208,26 @@ mod tests {
         unsafe { std::env::set_var(crate::RECORD_VARIABLE, directory.join("not/there")) };
         assert_eq!(ask(&mut whole), 1, "what cannot be written down is not hidden");
         fs::remove_dir_all(&directory).unwrap();
+    }
+    #[test]
+    fn what_is_no_question_to_the_kernel_passes_as_it_is() {
+        use std::io::{IoSlice, Read};
+        use std::os::unix::net::UnixStream;
+
+        // As much like the question as bytes can be.
+        let mut bytes = [0_u8; 20];
+        bytes[4..8].copy_from_slice(&[1, 1, 1, 3]);
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let (parts, mut arrived) = ([IoSlice::new(&bytes)], [0_u8; 20]);
+        // SAFETY: one of zeros is an empty one.
+        let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+        message.msg_iov = parts.as_ptr().cast_mut().cast();
+        message.msg_iovlen = 1;
+        // SAFETY: a whole message.
+        assert_eq!(unsafe { sendmsg(ours.as_raw_fd(), &raw const message, 0) }, 20);
+        theirs.read_exact(&mut arrived).unwrap();
+        assert_eq!(arrived, bytes);
+        // SAFETY: as above; the descriptor is none, which the kernel says.
+        assert_eq!(unsafe { sendmsg(-1, &raw const message, 0) }, -1);
     }
 }

@@ -1,4 +1,4 @@
-//! Where the lens lies, the library through which CRIU does not see memory that is left in its tasks (`lens`).
+//! Where the lens lies, the library through which CRIU does not see what a move does without (`lens`), and what it is told.
 
 use std::path::PathBuf;
 
@@ -7,6 +7,9 @@ pub const NAME: &str = "lib/godwit/libgodwit_lens.so";
 
 /// Has the dynamic loader of every program that runC starts load it.
 pub const LOADER_VARIABLE: &str = "LD_PRELOAD";
+
+/// Tells it not to ask for the connections that are tracked in the container's network, because an engine wires that anew.
+pub const UNTRACKED_VARIABLE: &str = "GODWIT_UNTRACKED";
 
 /// The lens that was installed with this program. Without it a dump is as good, and takes longer.
 pub fn installed() -> Option<PathBuf> {

@@ -140,16 +140,16 @@ impl Dump {
             .inspect_err(|_| image.discard())
             .map_err(unready)?;
         let options = &request.options;
-        let lens = match &request.hold {
-            Some(hold) if hold.leave_out && hold.drained.is_some() => lens::installed(),
-            _ => None,
-        };
         let mut call = site.runc.call("checkpoint");
-        if let Some(lens) = lens {
-            call = call.variable(lens::LOADER_VARIABLE, lens).variable(
-                left_out::RECORD_VARIABLE,
-                request.image_dir.join(left_out::RECORD),
-            );
+        if let (Some(hold), Some(lens)) = (&request.hold, lens::installed()) {
+            call = call.variable(lens::LOADER_VARIABLE, lens);
+            if hold.leave_out && hold.drained.is_some() {
+                let record = request.image_dir.join(left_out::RECORD);
+                call = call.variable(left_out::RECORD_VARIABLE, record);
+            }
+            if owner == NetworkOwner::Engine {
+                call = call.variable(lens::UNTRACKED_VARIABLE, "1");
+            }
         }
         let call = call
             .variable(criu::CONFIG_VARIABLE, early_config)
