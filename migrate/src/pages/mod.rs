@@ -4,8 +4,9 @@
 //! when that has paid; the destination keeps it in a [`store`]. After: at the source [`memory`] finds the pages that a lazy
 //! dump has left in the frozen tasks, [`schedule`] says which are to go next, and [`serve`] sends them: all of them once,
 //! unasked, and any of them when a task there waits for it. At the destination [`relay`] stands between these, the store
-//! and the pager that fills the pages in. Neither end decides anything about the container.
+//! and the pager that fills the pages in, with what has come [`ahead`] of it. Neither end decides anything about the container.
 
+mod ahead;
 pub(crate) mod chooser;
 pub mod codec;
 mod given;

@@ -4,8 +4,8 @@
 //! At first the source sends everything unasked on some streams, while another carries what a task waits for. If any of
 //! them breaks, all that was on its way counts as lost: the pager's connections are closed, it comes again and from then
 //! on asks for what it misses. So neither a cut link nor a killed agent costs a page. What the store has is taken from
-//! there, and if it has all the source is not asked for anything. Nothing is kept here but what is being passed on: a pager
-//! that does not read stops the source.
+//! there, and if it has all the source is not asked for anything. Nothing is kept here but what is being passed on and a bounded
+//! part of what the pager does not take yet ([`super::ahead`]).
 
 use std::fs;
 use std::io;
@@ -15,17 +15,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
-use godwit_runtime::pages::wire::{Header, Kind};
+use godwit_runtime::pages::wire::{HEADER_BYTES, Header, Kind};
 use nix::sys::socket::{setsockopt, sockopt};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::unix::OwnedWriteHalf;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Mutex;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::ahead::Ahead;
 use super::codec;
 use super::given::{BUFFER_BYTES, Given};
 use super::serve::read_header;
@@ -303,26 +303,30 @@ async fn first(origin: &Origin, listener: &UnixListener, streams: Streams) -> io
     let (Some(urgent), Some(push)) = (urgent, push) else {
         return Ok(());
     };
-    let (_keep_open, push) = push.into_split();
-    let push = Mutex::new(push);
+    let (_keep_open, mut push) = push.into_split();
     if origin.has_all() {
         // It was all sent; what is here is given as it is asked for.
-        let all_sent = Header::bare(Kind::AllSent, 0, 0, 0).to_bytes();
-        push.lock().await.write_all(&all_sent).await?;
+        push.write_all(&all_sent()).await?;
         return converse(origin, urgent, None).await;
     }
     let left = AtomicU64::new(streams.pushed.len() as u64);
+    let (ahead, mut queue) = Ahead::new();
     let pushed = futures_all(
         streams
             .pushed
             .into_iter()
-            .map(|stream| pass_on(origin, stream, &push, &left))
+            .map(|stream| pass_on(origin, stream, &ahead, &left))
             .collect(),
     );
     tokio::select! {
         done = converse(origin, urgent, Some(streams.urgent)) => done,
         error = pushed => Err(error),
+        ended = ahead.hand_on(&mut queue, &mut push) => ended.and(Err(io::ErrorKind::BrokenPipe.into())),
     }
+}
+
+fn all_sent() -> [u8; HEADER_BYTES] {
+    Header::bare(Kind::AllSent, 0, 0, 0).to_bytes()
 }
 
 /// Waits for the first of several passings-on that ends by an error; the others end with it.
@@ -339,13 +343,8 @@ async fn futures_all<F: Future<Output = io::Error>>(futures: Vec<F>) -> io::Erro
     .await
 }
 
-/// Passes pushed records on to the pager; returns only if that is not possible any more.
-async fn pass_on(
-    origin: &Origin,
-    mut stream: Box<dyn Duplex>,
-    pager: &Mutex<OwnedWriteHalf>,
-    left: &AtomicU64,
-) -> io::Error {
+/// Passes pushed records on towards the pager; returns only if that is not possible any more.
+async fn pass_on(origin: &Origin, mut stream: Box<dyn Duplex>, ahead: &Ahead, left: &AtomicU64) -> io::Error {
     let pass = async {
         let (mut content, mut pages) = (Vec::new(), Vec::new());
         loop {
@@ -353,11 +352,11 @@ async fn pass_on(
             if header.kind == Kind::AllSent {
                 break;
             }
-            write_record(header, &content, &mut pages, &mut *pager.lock().await).await?;
+            let (header, content) = unpacked(header, &content, &mut pages)?;
+            ahead.put([&header.to_bytes(), content].concat()).await?;
         }
         if left.fetch_sub(1, Ordering::Relaxed) == 1 {
-            let all_sent = Header::bare(Kind::AllSent, 0, 0, 0).to_bytes();
-            pager.lock().await.write_all(&all_sent).await?;
+            ahead.put(all_sent().to_vec()).await?;
         }
         Ok::<(), io::Error>(())
     };
@@ -466,10 +465,15 @@ async fn write_record(
     pages: &mut Vec<u8>,
     pager: &mut (impl AsyncWrite + Unpin),
 ) -> io::Result<()> {
-    let (header, content) = match header.kind {
-        Kind::Lz4 | Kind::Zstd => (codec::unpack(header, content, pages)?, pages.as_slice()),
-        _ => (header, content),
-    };
+    let (header, content) = unpacked(header, content, pages)?;
     pager.write_all(&header.to_bytes()).await?;
     pager.write_all(content).await
+}
+
+/// A record as the pager takes it: what is packed is unpacked into `pages`.
+fn unpacked<'a>(header: Header, content: &'a [u8], pages: &'a mut Vec<u8>) -> io::Result<(Header, &'a [u8])> {
+    Ok(match header.kind {
+        Kind::Lz4 | Kind::Zstd => (codec::unpack(header, content, pages)?, pages.as_slice()),
+        _ => (header, content),
+    })
 }
