@@ -1,8 +1,8 @@
 //! The question that CRIU asks in place of the one for all connections that the kernel tracks.
 //!
-//! To answer that one the kernel walks a table of the whole host, 9 ms for its usual 262,144 buckets, and CRIU asks more than once,
-//! with the container standing still. A network that the engine wires anew is given none of the answer's rules to
-//! go with, so the answer is to be empty; the other question is one that the kernel answers so at once.
+//! To answer that one the kernel walks a table of the whole host, 9 ms for its usual 262,144 buckets, and CRIU asks twice, with
+//! the container standing still. Where the engine wires the network anew nothing of the answer has a place, so it is to be
+//! empty; the other question is one that the kernel answers so at once. Where the network is restored this is not used.
 
 /// Tells the lens that what is tracked in the container's network is not wanted.
 const VARIABLE: &str = "GODWIT_UNTRACKED";

@@ -1,10 +1,10 @@
 //! The lens: CRIU loads it for the dump of a move, and through it does not see what the move does without.
 //!
-//! That is the memory that stays in the tasks. CRIU takes a reference to every page, lists it and puts it into a pipe, also where a lazy dump then leaves the pages
-//! where they are: a tenth of a second for each GB, for which the container stands still. No option of its own spares it
-//! that. So the lens answers CRIU's scan of a mapping that can wait as if there were no page in it, and
-//! writes the mapping down in the file that `GODWIT_LEFT_OUT` names; the agent adds the pages to the image
-//! (`godwit_runtime::pages::left_out`), and checks against the image itself that each could wait.
+//! That is the memory which stays in the tasks. CRIU takes a reference to every page, lists it and puts it into a pipe, also
+//! where a lazy dump then leaves the pages where they are: a tenth of a second for each GB, for which the container stands
+//! still. No option of its own spares it that. So the lens answers CRIU's scan of a mapping that can wait as if there
+//! were no page in it, and writes the mapping down in the file that `GODWIT_LEFT_OUT` names; the agent adds the pages to
+//! the image (`godwit_runtime::pages::left_out`), and checks against the image itself that each could wait.
 //!
 //! The same goes for the connections that the kernel tracks ([`conntrack`]) in a network that is not restored from the image.
 //!

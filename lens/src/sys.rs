@@ -209,6 +209,7 @@ mod tests {
         assert_eq!(ask(&mut whole), 1, "what cannot be written down is not hidden");
         fs::remove_dir_all(&directory).unwrap();
     }
+
     #[test]
     fn what_is_no_question_to_the_kernel_passes_as_it_is() {
         use std::io::{IoSlice, Read};

@@ -119,7 +119,10 @@ impl Treatment {
         let found = match self {
             // Nothing that is not on its way yet depends on it, and the image says that they are closed.
             Self::Close => connections::of(pid),
-            Self::Keep | Self::ByAddress => in_image(image)?,
+            Self::Keep | Self::ByAddress => in_image(image).unwrap_or_else(|error| {
+                log::warn!("connections are looked for in the kernel's table, which takes longer: {error}");
+                connections::of(pid)
+            }),
         };
         let fate = self.fate(found.iter().any(|one| !connections::moves(container, one)));
         if self == Self::ByAddress && fate == Fate::Closed {

@@ -246,6 +246,7 @@ mod tests {
         assert_eq!(lines, [r#"{"from":"hold","action":"post-dump"}"#]);
         assert_eq!(serde_json::from_str::<Report>(&lines[0]).unwrap(), report);
     }
+
     #[test]
     fn a_closed_network_is_opened_only_when_that_is_said() {
         let thread = std::thread::spawn(|| {

@@ -141,8 +141,7 @@ impl Restore {
                 .is_none_or(|manifest| manifest.network == NetworkOwner::Engine);
         let remembered = manifest.map(|manifest| manifest.options).unwrap_or_default();
         let options = CheckpointOptions::resolve(&[&request.told, &remembered, &request.usual]);
-        // Where nobody decides in between CRIU's own lock covers the time in which the gate's is changed for a quieter one;
-        // and an image that is not a move's alone is its owner's.
+        // Only a move's: any other image is its owner's, and there CRIU's lock covers the change to the quieter table.
         if engine_network && request.verdict.is_some() {
             leave_lock_to_gate(&request.image_dir).map_err(unready)?;
         }
