@@ -240,9 +240,8 @@ pub async fn output_of(program: &Path, arguments: &[&str]) -> Result<String, NoA
         Err(error) => return Err(NoAnswer::Missing(format!("{}: {error}", program.display()))),
     };
     let ended = timeout(VERSION_DEADLINE, run).await;
-    if !matches!(&ended, Ok(Ok(output)) if output.status.code().is_some()) {
-        // CRIU tries some things out in children of its own, which would sleep on for a quarter of an hour.
-        let _ = killpg(group, Signal::SIGKILL);
+    if matches!(&ended, Ok(Ok(output)) if output.status.code().is_some()) {
+        group.has_ended();
     }
     match ended {
         Ok(Ok(output)) if output.status.success() => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
@@ -266,11 +265,29 @@ pub async fn output_of(program: &Path, arguments: &[&str]) -> Result<String, NoA
     }
 }
 
-/// Starts a program that leads a process group, and tells which.
+/// A process group that is killed, unless its program has come to its end: also when whoever asked is gone. CRIU tries some
+/// things out in children of its own, which would sleep on for a quarter of an hour.
+struct Group(Option<Pid>);
+
+impl Group {
+    fn has_ended(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(leader) = self.0 {
+            let _ = killpg(leader, Signal::SIGKILL);
+        }
+    }
+}
+
+/// Starts a program that leads a process group.
 fn begin(
     program: &Path,
     arguments: &[&str],
-) -> io::Result<(Pid, impl Future<Output = io::Result<Output>> + use<>)> {
+) -> io::Result<(Group, impl Future<Output = io::Result<Output>> + use<>)> {
     let child = Command::new(program)
         .args(arguments)
         .stdin(Stdio::null())
@@ -280,7 +297,8 @@ fn begin(
         .kill_on_drop(true)
         .spawn()?;
     let pid = child.id().ok_or(io::ErrorKind::NotFound)?;
-    Ok((Pid::from_raw(pid.cast_signed()), child.wait_with_output()))
+    let group = Group(Some(Pid::from_raw(pid.cast_signed())));
+    Ok((group, child.wait_with_output()))
 }
 
 /// What stands behind `label`, or else all of it.
@@ -417,17 +435,18 @@ mod tests {
         );
     }
 
-    #[tokio::test]
-    async fn a_program_that_is_killed_leaves_no_children() {
-        let directory = tempfile::tempdir().unwrap();
-        let file = directory.path().join("child");
+    /// A program that has a child which sleeps, and then does what it is told; and where it writes who that is.
+    fn parent(directory: &Path, then: &str) -> (String, std::path::PathBuf) {
+        let file = directory.join("child");
         let script = format!(
-            "sleep 300 >/dev/null 2>&1 & echo $! >{}; kill -KILL $$",
+            "sleep 300 >/dev/null 2>&1 & echo $! >{0}.new; mv {0}.new {0}; {then}",
             file.display()
         );
-        output_of(Path::new("/bin/sh"), &["-c", &script])
-            .await
-            .unwrap_err();
+        (script, file)
+    }
+
+    /// Waits until the child has ended.
+    async fn ended(file: &Path) {
         let child = std::fs::read_to_string(file).unwrap();
         let stat = format!("/proc/{}/stat", child.trim());
         let ended = async {
@@ -437,5 +456,32 @@ mod tests {
             }
         };
         timeout(Duration::from_secs(30), ended).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_program_that_is_killed_leaves_no_children() {
+        let directory = tempfile::tempdir().unwrap();
+        let (script, file) = parent(directory.path(), "kill -KILL $$");
+        output_of(Path::new("/bin/sh"), &["-c", &script])
+            .await
+            .unwrap_err();
+        ended(&file).await;
+    }
+
+    #[tokio::test]
+    async fn a_program_whose_asker_is_gone_leaves_no_children() {
+        let directory = tempfile::tempdir().unwrap();
+        let (script, file) = parent(directory.path(), "wait");
+        let begun = async {
+            while !file.exists() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let arguments = ["-c", &script];
+        tokio::select! {
+            said = output_of(Path::new("/bin/sh"), &arguments) => panic!("{said:?}"),
+            () = begun => {}
+        }
+        ended(&file).await;
     }
 }
