@@ -1,4 +1,4 @@
-"""The files that the services read: Nova's as docs/nova.md has them, and what a lab needs in place of Keystone and MariaDB.
+"""The files that the services read: Nova's as docs/nova.md has them, and what a lab needs in place of Keystone.
 
 Everything lies in one directory, and goes with the lab.
 """
@@ -10,11 +10,10 @@ from pathlib import Path
 from lab.hosts import Host
 from lab.layout import HOST_ADDRESSES, WIRE_ADDRESS
 
+from .backing import RABBITMQ_PORT, database
 from .venv import Venv
 
 API_PORT, PLACEMENT_PORT, GLANCE_PORT, NEUTRON_PORT = 8774, 8778, 9292, 9696
-# Long enough for whoever waits for a lock on two busy cores.
-SQLITE_SECONDS = 60
 HERE = Path(__file__).parent
 
 
@@ -44,10 +43,6 @@ class Places:
         """Neutron's journal."""
         return self.run / "bindings"
 
-    def database(self, name: str) -> str:
-        """The URL of a database."""
-        return f"sqlite:///{self.run}/{name}.db?timeout={SQLITE_SECONDS}&plugin=immediate"
-
 
 def write(places: Places, venv: Venv, hosts: list[Host]) -> None:
     """Writes all of it."""
@@ -63,17 +58,12 @@ def write(places: Places, venv: Venv, hosts: list[Host]) -> None:
         shipped = (venv.path / "etc" / name).read_text()
         ours = re.sub(r"= keystonemiddleware\.auth_token:filter_factory", "= serve:administrator", shipped)
         (places.etc / Path(name).name).write_text(ours)
-    for module in ("serve.py", "sqlite_immediate.py"):
-        (places.python / module).write_text((HERE / module).read_text())
-    marker = places.python / "immediate-1.dist-info"
-    marker.mkdir()
-    (marker / "METADATA").write_text("Metadata-Version: 2.1\nName: immediate\nVersion: 1\n")
-    (marker / "entry_points.txt").write_text("[sqlalchemy.plugins]\nimmediate = sqlite_immediate:Immediate\n")
+    (places.python / "serve.py").write_text((HERE / "serve.py").read_text())
 
 
 def _nova(places: Places) -> str:
     return f"""[DEFAULT]
-transport_url = rabbit://guest:guest@{WIRE_ADDRESS}:5672/
+transport_url = rabbit://guest:guest@{WIRE_ADDRESS}:{RABBITMQ_PORT}/
 compute_driver = godwit.GodwitDriver
 state_path = {places.run}/ctl
 log_date_format = %H:%M:%S
@@ -86,9 +76,9 @@ max_concurrent_live_migrations = 4
 [compute]
 live_migration_wait_for_vif_plug = false
 [api_database]
-connection = {places.database("nova_api")}
+connection = {database("nova_api")}
 [database]
-connection = {places.database("nova")}
+connection = {database("nova")}
 [wsgi]
 api_paste_config = {places.etc}/api-paste.ini
 [conductor]
@@ -136,7 +126,7 @@ log_file = {places.log}/placement.log
 [api]
 auth_strategy = noauth2
 [placement_database]
-connection = {places.database("placement")}
+connection = {database("placement")}
 [oslo_concurrency]
 lock_path = {places.run}/lock
 """
@@ -148,7 +138,7 @@ log_file = {places.log}/glance-api.log
 enabled_backends = local:file
 worker_self_reference_url = http://{WIRE_ADDRESS}:{GLANCE_PORT}
 [database]
-connection = {places.database("glance")}
+connection = {database("glance")}
 [glance_store]
 default_backend = local
 # It is made whether or not it is used.

@@ -1,7 +1,7 @@
 """Starts the control plane at the wire and a nova-compute in each host.
 
 They are programs of the machine in the lab's network namespaces, by which `lab down` finds and ends them, whatever becomes of
-who started them. RabbitMQ is the base's own, run in the root of host ha: the machine's packages are left alone.
+who started them.
 """
 
 import shutil
@@ -15,12 +15,10 @@ from lab.commands import LabError, run, wait_until
 from lab.hosts import Host
 from lab.layout import DISK_DIR, HOST_ADDRESSES, REPOSITORY, WIRE, WIRE_ADDRESS
 
-from . import configuration, neutron
+from . import backing, configuration, neutron
 from .configuration import API_PORT, GLANCE_PORT, NEUTRON_PORT, PLACEMENT_PORT, Places
 from .venv import Venv
 
-# A package of the base besides its usual ones.
-PACKAGES = ("rabbitmq-server",)
 # Each command is a few seconds of imports on an idle machine.
 SCHEMA_DEADLINE_SECONDS = 300.0
 READY_DEADLINE_SECONDS = 180.0
@@ -46,7 +44,9 @@ class Cloud:
         for host in self._hosts:
             make_bridge(host)
         configuration.write(self.places, self._venv, self._hosts)
-        self._start("rabbitmq", _rabbitmq(self._hosts[0]))
+        self._start("rabbitmq", backing.rabbitmq(self._hosts[0]))
+        self._start("mariadb", backing.mariadb(self._hosts[0]))
+        self._wait_for_log("mariadb", "ready for connections")
         with ThreadPoolExecutor() as pool:
             list(pool.map(self._make_schema, (self._nova_schema(), *OTHER_SCHEMAS)))
         self._wait_for_log("rabbitmq", "started TCP listener on")
@@ -121,7 +121,7 @@ class Cloud:
         manage = "nova-manage"
         return [
             [manage, "api_db", "sync"],
-            [manage, "cell_v2", "map_cell0", "--database_connection", self.places.database("nova_cell0")],
+            [manage, "cell_v2", "map_cell0", "--database_connection", backing.database("nova_cell0")],
             [manage, "db", "sync"],
             [manage, "cell_v2", "create_cell", "--name", "lab"],
         ]
@@ -179,19 +179,3 @@ def make_bridge(host: Host) -> None:
     # Else the kernel answers there for the host's own address as well, and the agents' traffic takes this way.
     ignore = f"echo 1 >/proc/sys/net/ipv4/conf/{BRIDGE}/arp_ignore"
     run(["nsenter", f"--net={links.namespace_path(host.name)}", "--", "sh", "-c", ignore])
-
-
-def _rabbitmq(host: Host) -> list[str]:
-    """RabbitMQ in a host's root and in the wire's network."""
-    settings = ("loopback_users = none", f"listeners.tcp.1 = {WIRE_ADDRESS}:5672", "log.console = true")
-    host.write("/run/rabbitmq/rabbitmq.conf", "\n".join(settings) + "\n")
-    environment = [
-        "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/run/rabbitmq", "LANG=C.UTF-8",
-        "RABBITMQ_NODENAME=rabbit@localhost", "RABBITMQ_CONFIG_FILE=/run/rabbitmq/rabbitmq.conf",
-        "RABBITMQ_MNESIA_BASE=/run/rabbitmq/data", "RABBITMQ_LOG_BASE=/run/rabbitmq/log",
-        "RABBITMQ_ENABLED_PLUGINS_FILE=/run/rabbitmq/plugins", "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS=+S 1:1 +sbwt none",
-    ]  # fmt: skip
-    return [
-        "nsenter", f"--net={links.namespace_path(WIRE)}", "-t", str(host.init()), "--mount", "--uts", "--ipc", "--pid",
-        "--", "env", "-i", *environment, "/usr/lib/rabbitmq/bin/rabbitmq-server",
-    ]  # fmt: skip
