@@ -5,7 +5,7 @@
 //! empty; the other question is one that the kernel answers so at once. Where the network is restored this is not used.
 
 /// Tells the lens that what is tracked in the container's network is not wanted.
-const VARIABLE: &str = "GODWIT_UNTRACKED";
+pub(crate) const VARIABLE: &str = "GODWIT_UNTRACKED";
 
 /// A header of netlink and one of netfilter (`linux/netlink.h`, `linux/netfilter/nfnetlink.h`), in the machine's byte order.
 pub(crate) type Question = [u8; 20];

@@ -88,19 +88,22 @@ fn connection(description: &[u8]) -> io::Result<Option<Connection>> {
 
 /// An address, as the words in which the kernel holds it, and a port.
 fn end(words: &[u64], port: u64) -> io::Result<SocketAddr> {
-    let strange = || damaged("a socket's address");
-    let mut bytes = Vec::with_capacity(16);
-    for word in words {
-        bytes.extend(u32::try_from(*word).map_err(|_| strange())?.to_ne_bytes());
+    let number = |word: &u64| u32::try_from(*word).ok();
+    let words: Option<Vec<u32>> = words.iter().map(number).collect();
+    let address = words.and_then(|words| address(&words));
+    match (address, u16::try_from(port)) {
+        (Some(address), Ok(port)) => Ok(SocketAddr::new(address, port)),
+        _ => Err(damaged("a socket's address")),
     }
-    let address = match <[u8; 4]>::try_from(bytes.as_slice()) {
-        Ok(v4) => IpAddr::from(v4),
-        Err(_) => Ipv6Addr::from(<[u8; 16]>::try_from(bytes).map_err(|_| strange())?).to_canonical(),
-    };
-    Ok(SocketAddr::new(
-        address,
-        u16::try_from(port).map_err(|_| strange())?,
-    ))
+}
+
+/// An address out of one word of IPv4 or four of IPv6, as the kernel holds them; one of IPv4 within IPv6 is told as such.
+pub fn address(words: &[u32]) -> Option<IpAddr> {
+    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    match <[u8; 4]>::try_from(bytes.as_slice()) {
+        Ok(v4) => Some(v4.into()),
+        Err(_) => Some(Ipv6Addr::from(<[u8; 16]>::try_from(bytes).ok()?).to_canonical()),
+    }
 }
 
 #[cfg(test)]

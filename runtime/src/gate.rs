@@ -8,10 +8,12 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use nix::poll::{PollFd, PollFlags, poll};
 use nix::sched::{CloneFlags, setns};
 use serde::{Deserialize, Serialize};
 
@@ -35,6 +37,11 @@ pub enum Report {
     Hold {
         /// CRIU's name of it: `post-dump`, `post-restore` …
         action: String,
+    },
+    /// Something went amiss that fails nothing; no answer is expected.
+    Amiss {
+        /// What.
+        reason: String,
     },
     /// The holder makes CRIU fail; no answer is expected.
     Refusal {
@@ -125,6 +132,9 @@ const OPEN: &str = "table inet godwit {
 }
 ";
 
+/// In milliseconds. It takes three; a container that has been given away waits for it.
+const OPEN_DEADLINE: u16 = 5000;
+
 /// An nft that is ready to let everything into and out of a network namespace that a gate has closed, and does nothing if it
 /// is not told to.
 #[derive(Debug)]
@@ -141,10 +151,16 @@ impl Opener {
     /// only when no processor can be reading what was there before, some 12 ms later.
     pub(crate) fn open(mut self) -> io::Result<()> {
         tell(&mut self.0, OPEN)?;
+        let Some(mut stdout) = self.0.stdout.take() else {
+            return finish(self.0);
+        };
+        let mut waited_for = [PollFd::new(stdout.as_fd(), PollFlags::POLLIN)];
+        if poll(&mut waited_for, OPEN_DEADLINE)? == 0 {
+            return Err(failed("it does not come to an end"));
+        }
         // It says what it has changed when the kernel has done it, and nothing before.
-        let said = self.0.stdout.take().map(|mut stdout| stdout.read(&mut [0]));
-        match said {
-            Some(Ok(1)) => Ok(()),
+        match stdout.read(&mut [0]) {
+            Ok(1) => Ok(()),
             _ => finish(self.0),
         }
     }

@@ -237,14 +237,10 @@ pub fn main(called_as: &Path) -> io::Result<()> {
         frozen.inspect_err(|error| refuse(&control, error))?;
     }
     // The clock is not worth a container: a shim that is gone is no reason to fail.
-    if let Ok(mut shim) = UnixStream::connect(control.join("ctl.sock")) {
-        let _ = gate::send(
-            &mut shim,
-            &Report::Hold {
-                action: action.clone(),
-            },
-        );
-    }
+    let reached = Report::Hold {
+        action: action.clone(),
+    };
+    tell(&control, &reached);
     if record.gated {
         // At post-restore every socket is back, and CRIU's own lock holds until it has unlocked the network.
         match (action.as_str(), &record.verdict) {
@@ -287,9 +283,10 @@ pub fn main(called_as: &Path) -> io::Result<()> {
                 .then(|| init_pid().and_then(gate::Opener::start))
                 .transpose()?;
             obey(&hold_restore(path)?)?;
-            if let Some(opener) = opener {
+            if let Some(Err(error)) = opener.map(gate::Opener::open) {
                 // To fail now would end a container that is nowhere else. The announcer removes the whole table.
-                let _ = opener.open();
+                let reason = format!("its network is opened later: {error}");
+                tell(&control, &Report::Amiss { reason });
             }
             Ok(())
         }
@@ -379,9 +376,14 @@ fn keep(mut holder: impl Read, freezer: Option<&Freezer>) -> io::Result<()> {
 
 /// Tells the shim why the holder makes CRIU fail; CRIU's log says only that a script did.
 fn refuse(control: &ControlDir, reason: &io::Error) {
+    let reason = reason.to_string();
+    tell(control, &Report::Refusal { reason });
+}
+
+/// Says something to the shim, if it is there.
+fn tell(control: &ControlDir, report: &Report) {
     if let Ok(mut shim) = UnixStream::connect(control.join("ctl.sock")) {
-        let reason = reason.to_string();
-        let _ = gate::send(&mut shim, &Report::Refusal { reason });
+        let _ = gate::send(&mut shim, report);
     }
 }
 

@@ -9,7 +9,7 @@ use std::fs;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 
-use godwit_runtime::connections::{Connection, WITHOUT_PEER};
+use godwit_runtime::connections::{self, Connection, WITHOUT_PEER};
 use godwit_runtime::options::{HOST_FILE, HostLayers, Layer};
 
 use super::proc::Proc;
@@ -134,15 +134,9 @@ fn parse(line: &str) -> Option<Connection> {
 /// `0100007F:1F90`: the address in words of the machine's byte order, the port as a number.
 fn parse_endpoint(text: &str) -> Option<SocketAddr> {
     let (address, port) = text.split_once(':')?;
-    let mut bytes = Vec::with_capacity(16);
-    for word in address.as_bytes().chunks(8) {
-        let word = u32::from_str_radix(std::str::from_utf8(word).ok()?, 16).ok()?;
-        bytes.extend(word.to_ne_bytes());
-    }
-    let address = match <[u8; 4]>::try_from(bytes.as_slice()) {
-        Ok(v4) => IpAddr::from(v4),
-        Err(_) => Ipv6Addr::from(<[u8; 16]>::try_from(bytes).ok()?).to_canonical(),
-    };
+    let word = |digits| u32::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok();
+    let words: Option<Vec<u32>> = address.as_bytes().chunks(8).map(word).collect();
+    let address = connections::address(&words?)?;
     Some(SocketAddr::new(address, u16::from_str_radix(port, 16).ok()?))
 }
 

@@ -70,7 +70,7 @@ pub struct Figures {
     pub wire: u64,
     /// How often a task waited for a page.
     pub urgent: u64,
-    /// Microseconds from the first page to the last.
+    /// Microseconds from the first page to the last, as they reach the agent.
     pub micros: u64,
 }
 

@@ -217,7 +217,7 @@ impl Dump {
                 Ok((report, _)) = self.reports.next() => match report {
                     Report::Hold { action } => drop(self.note(&action)),
                     Report::Refusal { reason } => self.refusal = Some(reason),
-                    Report::Gate { .. } => {}
+                    Report::Gate { .. } | Report::Amiss { .. } => {}
                 },
                 result = &mut self.call => break result,
             }

@@ -283,7 +283,11 @@ impl Restore {
     /// Returns when the container runs, with what the steps since `held` took and the memory that is still to come.
     pub async fn end(mut self) -> Result<(Vec<Step>, Option<Arrival>), CheckpointError> {
         let began = Instant::now();
-        while self.next(began, RESUME_DEADLINE).await?.is_some() {}
+        while let Some((report, _)) = self.next(began, RESUME_DEADLINE).await? {
+            if let Report::Amiss { reason } = report {
+                log::warn!("restore of container {}: {reason}", self.site.id);
+            }
+        }
         self.clock.mark("resume");
         Ok((self.clock.steps, self.arrival))
     }
