@@ -73,7 +73,7 @@ class Cloud:
     def start_compute(self, host: Host) -> None:
         """Starts a nova-compute in a host's network."""
         files = [f"--config-file={self.places.etc / name}" for name in ("nova.conf", f"{host.name}.conf")]
-        self._start(f"compute-{host.name}", self._in(host.name, [self._venv.program("nova-compute"), *files]))
+        self._start(f"compute-{host.name}", self._in(host.name, self._venv.command("nova-compute", *files)))
 
     def kill_compute(self, host: Host) -> None:
         """Kills it as a crash would."""
@@ -96,9 +96,9 @@ class Cloud:
             f"OS_NOVA_CONFIG_DIR={etc}", f"OS_PLACEMENT_CONFIG_DIR={etc}", f"OS_GLANCE_CONFIG_DIR={etc}",
         ]  # fmt: skip
 
-    def command(self, argv: Sequence[str]) -> list[str]:
-        """The command that runs a program of the environment at the wire, where the services are."""
-        return self._in(WIRE, argv)
+    def _at_the_wire(self, program: str, *argv: str) -> list[str]:
+        """The command that runs a program of the environment where the services are."""
+        return self._in(WIRE, self._venv.command(program, *argv))
 
     def _in(self, place: str, argv: Sequence[str]) -> list[str]:
         # exec'ed all the way, so that the process which is started is the service itself
@@ -106,10 +106,10 @@ class Cloud:
 
     def _start_python(self, name: str, program: str) -> None:
         config = f"--config-file={self.places.etc / 'nova.conf'}"
-        self._start(name, self.command([self._venv.program(program), config]))
+        self._start(name, self._at_the_wire(program, config))
 
     def _serve(self, name: str, argv: list[str]) -> None:
-        self._start(name, self.command([self._venv.program("python"), *argv]))
+        self._start(name, self._at_the_wire("python", *argv))
 
     def _start(self, name: str, command: list[str]) -> None:
         with open(self.places.log / f"{name}.log", "ab") as log:
@@ -133,7 +133,7 @@ class Cloud:
     def _manage(self, program: str, *argv: str) -> None:
         config = f"--config-file={self.places.etc / CONFIGURATION_OF[program]}"
         run(
-            self.command([self._venv.program(program), config, *argv]),
+            self._at_the_wire(program, config, *argv),
             deadline=SCHEMA_DEADLINE_SECONDS, shown_as=" ".join((program, *argv)),
         )  # fmt: skip
 

@@ -8,13 +8,14 @@ there meanwhile.
 import fcntl
 import hashlib
 import shutil
-import sys
 import time
 from pathlib import Path
 from typing import IO
 
 from lab.commands import run, wait_until
 from lab.layout import CACHE_DIR, REPOSITORY
+
+from .python import Python
 
 CONSTRAINTS = Path(__file__).with_name("constraints.txt")
 DRIVER = REPOSITORY / "contrib" / "nova"
@@ -31,8 +32,9 @@ LOCK_DEADLINE_SECONDS = 1800.0
 class Venv:
     """The environment, from `use` on until the process ends."""
 
-    def __init__(self) -> None:
-        recipe = f"{RECIPE_VERSION}\n{sys.version_info}\n{CONSTRAINTS.read_text()}"
+    def __init__(self, python: Python) -> None:
+        self._python = python
+        recipe = f"{RECIPE_VERSION}\n{python.version()}\n{CONSTRAINTS.read_text()}"
         self.path = CACHE_DIR / f"nova-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
         # Touched at each use; what it says is for `_remove_stale`.
         self._complete = self.path / "complete"
@@ -69,31 +71,29 @@ class Venv:
 
         wait_until(f"another checkout to be done with {self.path}", taken, LOCK_DEADLINE_SECONDS)
 
-    def program(self, name: str) -> str:
-        """The path of one of its programs."""
-        return str(self.path / "bin" / name)
+    def command(self, program: str, *argv: str) -> list[str]:
+        """The command that runs one of its programs."""
+        return self._python.command(str(self.path / "bin" / program), *argv)
 
     def _build(self) -> None:
         # Its scripts name their interpreter by its path, so it is made in its place; an interrupted one lacks the mark.
         shutil.rmtree(self.path, ignore_errors=True)
-        run([sys.executable, "-m", "venv", str(self.path)], deadline=INSTALL_DEADLINE_SECONDS)
-        run(
-            [self.program("python"), "-m", "pip", "install", "--quiet", "--no-deps", "--disable-pip-version-check",
-             "--requirement", str(CONSTRAINTS)],
-            deadline=INSTALL_DEADLINE_SECONDS,
-        )  # fmt: skip
+        run(self._python.command(self._python.path, "-m", "venv", str(self.path)), deadline=INSTALL_DEADLINE_SECONDS)
+        self._pip("install", "--requirement", str(CONSTRAINTS))
         # Nova's own tests look for the configuration files beside its modules.
         (site_packages,) = self.path.glob("lib/python*/site-packages")
         (site_packages / "etc").symlink_to(self.path / "etc")
         self._complete.touch()
 
     def _install_driver(self) -> None:
+        self._pip("install", "--no-build-isolation", "--force-reinstall", str(DRIVER))
+        self._driver.write_text(_fingerprint())
+
+    def _pip(self, *argv: str) -> None:
         run(
-            [self.program("python"), "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation",
-             "--disable-pip-version-check", "--force-reinstall", str(DRIVER)],
+            self.command("python", "-m", "pip", *argv, "--quiet", "--no-deps", "--disable-pip-version-check"),
             deadline=INSTALL_DEADLINE_SECONDS,
         )  # fmt: skip
-        self._driver.write_text(_fingerprint())
 
 
 def _remove_stale() -> None:
