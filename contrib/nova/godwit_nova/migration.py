@@ -161,6 +161,7 @@ class Migrations:
     def settle(self, instance, move: str | None) -> Ending:
         """Asks the agent for a move's ending until it knows; `None` for a move whose name was never heard."""
         ends_at = time.monotonic() + SETTLE_SECONDS
+        logged = None
         while True:
             try:
                 move = move or self.find(instance)
@@ -172,6 +173,9 @@ class Migrations:
                 said = f"the agent says {state}"
             except UNKNOWING as missing:
                 said = str(missing)
+            if said != logged:
+                logged = said
+                LOG.info("waiting for the ending of move %s: %s", move, said, instance=instance)
             if time.monotonic() > ends_at:
                 raise exception.MigrationError(
                     reason=f"nobody can say where the container is: {said}; see `godwit migrations show {move or ''}`"

@@ -98,7 +98,11 @@ class MigrationTest(unittest.TestCase):
             return (500, {"error": "starting"}) if len(asked) < 4 else shown("failed")
 
         self.fake.answers |= {MIGRATE: (200, Lines([STARTED, None])), SHOW: agent_comes_back}
-        self.assertEqual(["failed"], self.run_move())
+        with self.assertLogs("godwit_nova.migration", "INFO") as logs:
+            self.assertEqual(["failed"], self.run_move())
+        told = [line for line in logs.output if "waiting for the ending" in line]
+        self.assertEqual(1, len(told), "the same reason is told once")
+        self.assertIn("starting", told[0])
 
     def test_a_docker_that_is_away_does_not_decide(self) -> None:
         finds = iter([requests.ConnectionError("no socket"), DockerException("starting")])
