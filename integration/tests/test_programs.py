@@ -5,17 +5,12 @@ on, then it stops and is restored; each time the same state is asked for on the 
 takes a new connection, and stops as it does without a checkpoint.
 """
 
-import importlib
 import json
-import re
-import unittest
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeVar
 
 from lab.commands import wait_until
 from lab.hosts import Host
-from lab.layout import REPOSITORY
 from tests.capabilities import why_no_sockets
 from tests.checkpoints import CheckpointTest
 from tests.containerd import shim_pid
@@ -460,19 +455,3 @@ class Refused(ProgramTest):
         self.assertIn("CAP_SYS_RESOURCE", error)
         self.assertEqual("x", held.get("kept"))
         self.assert_no_trace(name)
-
-
-class Tables(unittest.TestCase):
-    """The table that is published."""
-
-    def test_each_row_names_a_test_that_exists(self) -> None:
-        text = Path(REPOSITORY, "docs/checkpointed.md").read_text()
-        rows = [line for line in text.splitlines() if re.match(r"\|(?! *(-|program |object ))", line)]
-        self.assertGreater(len(rows), 8)
-        for row in rows:
-            named = re.findall(r"`(test_\w+\.\w+\.test_\w+)`", row)
-            self.assertTrue(named, f"the row names no test: {row}")
-            for test in named:
-                module, kind, function = test.split(".")
-                found = getattr(importlib.import_module(f"tests.{module}"), kind, None)
-                self.assertTrue(hasattr(found, function), f"there is no {test}: {row}")
