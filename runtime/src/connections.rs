@@ -7,7 +7,7 @@ use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 
-use crate::pages::layout::{Field, damaged, entries, fields};
+use crate::image_file::{Field, damaged, entries, fields};
 
 /// The file of an image that lists what is open.
 const FILES: &str = "files.img";
@@ -18,7 +18,8 @@ const KIND: u32 = 1;
 const INTERNET_SOCKET: u64 = 4;
 const DESCRIPTION: u32 = 4;
 
-const TCP: u64 = 6;
+/// The number of TCP in IP.
+pub const TCP: u64 = 6;
 
 /// States of a TCP socket in which it does not depend on its address: `TIME_WAIT`, `CLOSE` and `LISTEN` of
 /// `net/tcp_states.h`.
@@ -58,31 +59,60 @@ pub fn in_image(image: &Path) -> io::Result<Vec<Connection>> {
     Ok(found)
 }
 
-/// What an `inet_sk_entry` of CRIU's `sk-inet.proto` describes, if it is a connection.
-fn connection(description: &[u8]) -> io::Result<Option<Connection>> {
-    let (mut inode, mut protocol, mut state) = (0, 0, 0);
-    let (mut ports, mut addresses) = ([0; 2], [Vec::new(), Vec::new()]);
-    fields(description, |number, field| {
-        if let Field::Number(value) = field {
-            match number {
-                2 => inode = value,
-                5 => protocol = value,
-                6 => state = value,
-                7 => ports[0] = value,
-                8 => ports[1] = value,
-                11 => addresses[0].push(value),
-                12 => addresses[1].push(value),
-                _ => {}
+/// What an `inet_sk_entry` of CRIU's `sk-inet.proto` describes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct InternetSocket {
+    /// Of the socket.
+    pub inode: u64,
+    /// The number of its protocol, as in IP.
+    pub protocol: u64,
+    /// Its state, by the numbers of `net/tcp_states.h`.
+    pub state: u64,
+    ports: [u64; 2],
+    addresses: [Vec<u64>; 2],
+}
+
+impl InternetSocket {
+    /// Out of its description.
+    pub fn read(description: &[u8]) -> io::Result<Self> {
+        let mut socket = Self::default();
+        fields(description, |number, field| {
+            if let Field::Number(value) = field {
+                match number {
+                    2 => socket.inode = value,
+                    5 => socket.protocol = value,
+                    6 => socket.state = value,
+                    7 => socket.ports[0] = value,
+                    8 => socket.ports[1] = value,
+                    11 => socket.addresses[0].push(value),
+                    12 => socket.addresses[1].push(value),
+                    _ => {}
+                }
             }
-        }
-    })?;
-    if protocol != TCP || WITHOUT_PEER.contains(&state) {
+        })?;
+        Ok(socket)
+    }
+
+    /// The container's end.
+    pub fn local(&self) -> io::Result<SocketAddr> {
+        end(&self.addresses[0], self.ports[0])
+    }
+
+    /// The other end; of a socket without one it has neither address nor port.
+    pub fn remote(&self) -> io::Result<SocketAddr> {
+        end(&self.addresses[1], self.ports[1])
+    }
+}
+
+fn connection(description: &[u8]) -> io::Result<Option<Connection>> {
+    let socket = InternetSocket::read(description)?;
+    if socket.protocol != TCP || WITHOUT_PEER.contains(&socket.state) {
         return Ok(None);
     }
     Ok(Some(Connection {
-        local: end(&addresses[0], ports[0])?,
-        remote: end(&addresses[1], ports[1])?,
-        inode,
+        local: socket.local()?,
+        remote: socket.remote()?,
+        inode: socket.inode,
     }))
 }
 

@@ -110,29 +110,33 @@ impl Manifest {
     /// 4.2 does not notice pages that are missing at a file's end: its restore tries to read them for ever. And it
     /// believes what its files say, so that a damaged one may restore a container that is subtly another.
     pub fn check(&self, image_dir: &Path) -> io::Result<()> {
-        let damaged = |what: String| {
-            io::Error::new(
-                io::ErrorKind::InvalidData,
-                format!("the checkpoint image is damaged: {what}"),
-            )
-        };
-        self.files.iter().try_for_each(|(name, expected)| {
-            let present = match fs::metadata(image_dir.join(name)) {
-                Ok(metadata) => metadata.len(),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
-                Err(error) => return Err(error),
-            };
-            if present == *expected {
-                return Ok(());
-            }
-            Err(damaged(format!("{name} has {present} of {expected} bytes")))
+        self.check_sizes(|name| match fs::metadata(image_dir.join(name)) {
+            Ok(metadata) => Ok(metadata.len()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+            Err(error) => Err(error),
         })?;
         self.digests.iter().try_for_each(|(name, expected)| {
             if digest(&image_dir.join(name))? == *expected {
                 return Ok(());
             }
-            Err(damaged(format!("{name} is not what was written at the dump")))
+            Err(damaged(&format!("{name} is not what was written at the dump")))
         })
+    }
+
+    /// Whether every file has all its bytes, by what `present` says of each.
+    pub fn check_sizes(&self, present: impl Fn(&str) -> io::Result<u64>) -> io::Result<()> {
+        self.files.iter().try_for_each(|(name, expected)| {
+            let present = present(name)?;
+            if present == *expected {
+                return Ok(());
+            }
+            Err(damaged(&format!("{name} has {present} of {expected} bytes")))
+        })
+    }
+
+    /// Whether it lists the files of a complete image.
+    pub fn is_sealed(&self) -> bool {
+        !self.files.is_empty()
     }
 
     /// Writes it into an image directory, which it makes if there is none, as runC does.
@@ -163,10 +167,7 @@ impl Manifest {
     /// What `bytes` say. It is an error of kind `InvalidData` if they are no manifest, or of another version, or if
     /// they name a file that is not the image directory's own.
     pub fn parse(bytes: &[u8]) -> io::Result<Self> {
-        let damaged = |why: String| {
-            let text = format!("the checkpoint image is damaged: {MANIFEST}: {why}");
-            io::Error::new(io::ErrorKind::InvalidData, text)
-        };
+        let damaged = |why: String| damaged(&format!("{MANIFEST}: {why}"));
         // The version first: another one may have other fields.
         let Version { version } =
             serde_json::from_slice(bytes).map_err(|error| damaged(error.to_string()))?;
@@ -183,6 +184,13 @@ impl Manifest {
             None => Ok(manifest),
         }
     }
+}
+
+fn damaged(what: &str) -> io::Error {
+    io::Error::new(
+        io::ErrorKind::InvalidData,
+        format!("the checkpoint image is damaged: {what}"),
+    )
 }
 
 /// Whether `name` is one of a file directly in a directory, and of nothing elsewhere.

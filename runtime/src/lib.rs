@@ -16,6 +16,7 @@ pub mod freezer;
 pub mod gate;
 pub mod hold;
 pub mod image;
+pub mod image_file;
 mod inventory;
 pub mod lens;
 pub mod oom;

@@ -1,21 +1,18 @@
 //! Which pages a lazy dump has left behind, read from CRIU's own images.
 //!
-//! A CRIU image is `[magic: u32][magic: u32]` and then `[length: u32][protobuf]` for each entry, little endian
-//! (criu/include/magic.h, images/pagemap.proto, mm.proto, pstree.proto). Only the few fields that matter are decoded.
-//! An image may come from another host: counts and addresses are checked, nothing is allocated by a length alone.
+//! Only the few fields that matter are decoded (CRIU's images/pagemap.proto, mm.proto, pstree.proto). An image may come from
+//! another host: counts and addresses are checked.
 
-use std::fs;
 use std::io;
 use std::path::Path;
 
-use protobuf::CodedInputStream;
-
 use super::wire::PAGE_BYTES;
+use crate::image_file::{Field, damaged, entries, fields};
 
 /// In a pagemap entry's flags: the pages can be restored lazily.
-pub(super) const PE_LAZY: u64 = 1 << 1;
+pub const PE_LAZY: u64 = 1 << 1;
 /// The pages are in the image.
-const PE_PRESENT: u64 = 1 << 2;
+pub const PE_PRESENT: u64 = 1 << 2;
 
 /// In a mapping's status: no mapping, but a part of one that nobody may touch (criu/include/image.h).
 const VMA_AREA_GUARD: u64 = 1 << 16;
@@ -28,12 +25,6 @@ const MAP_HUGETLB: u64 = 0x4_0000;
 
 /// End of a process' address space on all supported machines (57 bits with five levels of page tables).
 const ADDRESS_LIMIT: u64 = 1 << 57;
-
-/// What an image begins with.
-pub(super) const MAGIC_BYTES: usize = 8;
-
-/// Images of metadata are some hundred kilobytes; one for each of 16 million scattered pages would have this.
-const IMAGE_LIMIT_BYTES: u64 = 256 << 20;
 
 /// A range of pages of one task, as addresses: start inclusive, end exclusive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,16 +66,37 @@ pub fn left_behind(image: &Path) -> io::Result<Vec<Task>> {
 pub fn pids(image: &Path) -> io::Result<Vec<u32>> {
     let mut pids = Vec::new();
     entries(&image.join("pstree.img"), |entry| {
-        let mut pid = None;
-        fields(entry, |number, value| {
-            if let (1, Field::Number(value)) = (number, value) {
-                pid = u32::try_from(value).ok();
-            }
-        })?;
-        pids.push(pid.ok_or_else(|| damaged("a process without a pid"))?);
+        pids.push(tree_entry(entry)?.pid);
         Ok(())
     })?;
     Ok(pids)
+}
+
+/// A process, as the image of the tree has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TreeEntry {
+    /// Its pid in the container's pid namespace.
+    pub pid: u32,
+    /// That of the process above it; 0 if there is none.
+    pub parent: u32,
+    /// How many threads it has.
+    pub n_threads: usize,
+}
+
+/// An entry of the tree of processes.
+pub fn tree_entry(entry: &[u8]) -> io::Result<TreeEntry> {
+    let (mut pid, mut parent, mut n_threads) = (None, 0, 0);
+    fields(entry, |number, value| match (number, value) {
+        (1, Field::Number(value)) => pid = u32::try_from(value).ok(),
+        (2, Field::Number(value)) => parent = value,
+        (5, Field::Number(_)) => n_threads += 1,
+        _ => {}
+    })?;
+    Ok(TreeEntry {
+        pid: pid.ok_or_else(|| damaged("a process without a pid"))?,
+        parent: u32::try_from(parent).map_err(|_| damaged("a process without a parent"))?,
+        n_threads,
+    })
 }
 
 /// A zombie has neither mappings nor pages, and no image of them.
@@ -113,7 +125,7 @@ fn task_ranges(image: &Path, pid: u32) -> io::Result<Vec<Range>> {
 }
 
 /// The pages and the flags of an entry of a pagemap image.
-pub(super) fn page_entry(entry: &[u8]) -> io::Result<(Range, u64)> {
+pub fn page_entry(entry: &[u8]) -> io::Result<(Range, u64)> {
     let (mut address, mut compat, mut pages, mut flags) = (0, 0, None, 0);
     fields(entry, |number, value| match (number, value) {
         (1, Field::Number(value)) => address = value,
@@ -137,42 +149,69 @@ fn range(start: u64, pages: u64) -> io::Result<Range> {
     }
 }
 
-/// A mapping of a task.
-pub(super) struct Mapping {
-    pub(super) range: Range,
+/// A mapping of a task (CRIU's images/vma.proto).
+#[derive(Clone, Debug)]
+pub struct Mapping {
+    /// Its addresses.
+    pub range: Range,
+    /// The file or the shared memory that is mapped, by CRIU's number of it.
+    pub shared_id: u64,
+    /// As `mmap(2)` takes it.
+    pub protection: u64,
+    /// As `mmap(2)` takes them.
+    pub flags: u64,
+    /// What it is (criu/include/image.h).
+    pub status: u64,
+}
+
+impl Mapping {
     /// Whether CRIU restores its pages lazily, where they are not in the image (criu/include/vma.h).
-    pub(super) can_wait: bool,
+    pub(super) fn can_wait(&self) -> bool {
+        let needed = MAP_ANONYMOUS | MAP_PRIVATE;
+        self.flags & (needed | MAP_LOCKED | MAP_HUGETLB) == needed
+    }
 }
 
 /// The mappings of a task, ascending.
 pub(super) fn mappings(image: &Path, pid: u32) -> io::Result<Vec<Mapping>> {
     let mut mappings = Vec::new();
     entries(&image.join(format!("mm-{pid}.img")), |entry| {
-        let mut inner = Vec::new();
-        fields(entry, |number, value| {
-            if let (14, Field::Message(message)) = (number, value) {
-                inner.push(message);
-            }
-        })?;
-        for message in inner {
-            let (mut start, mut end, mut flags, mut status) = (0, 0, 0, 0);
-            fields(&message, |number, value| match (number, value) {
-                (1, Field::Number(value)) => start = value,
-                (2, Field::Number(value)) => end = value,
-                (6, Field::Number(value)) => flags = value,
-                (7, Field::Number(value)) => status = value,
-                _ => {}
-            })?;
-            if status & VMA_AREA_GUARD == 0 {
-                let needed = MAP_ANONYMOUS | MAP_PRIVATE;
-                mappings.push(Mapping {
-                    range: Range { start, end },
-                    can_wait: flags & (needed | MAP_LOCKED | MAP_HUGETLB) == needed,
-                });
-            }
-        }
+        mappings.extend(mm_entry(entry)?);
         Ok(())
     })?;
+    Ok(mappings)
+}
+
+/// The mappings in the entry of a task's memory.
+pub fn mm_entry(entry: &[u8]) -> io::Result<Vec<Mapping>> {
+    let mut inner = Vec::new();
+    fields(entry, |number, value| {
+        if let (14, Field::Message(message)) = (number, value) {
+            inner.push(message);
+        }
+    })?;
+    let mut mappings = Vec::new();
+    for message in inner {
+        let (mut start, mut end, mut shared_id, mut protection, mut flags, mut status) = (0, 0, 0, 0, 0, 0);
+        fields(&message, |number, value| match (number, value) {
+            (1, Field::Number(value)) => start = value,
+            (2, Field::Number(value)) => end = value,
+            (4, Field::Number(value)) => shared_id = value,
+            (5, Field::Number(value)) => protection = value,
+            (6, Field::Number(value)) => flags = value,
+            (7, Field::Number(value)) => status = value,
+            _ => {}
+        })?;
+        if status & VMA_AREA_GUARD == 0 {
+            mappings.push(Mapping {
+                range: Range { start, end },
+                shared_id,
+                protection,
+                flags,
+                status,
+            });
+        }
+    }
     Ok(mappings)
 }
 
@@ -200,61 +239,11 @@ fn split(ranges: &[Range], mappings: &[Range]) -> Vec<Range> {
     pieces
 }
 
-/// A field's value.
-pub(crate) enum Field {
-    Number(u64),
-    Message(Vec<u8>),
-}
-
-/// Calls `each` with every entry of an image.
-pub(crate) fn entries(path: &Path, mut each: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
-    let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
-    if fs::metadata(path).map_err(named)?.len() > IMAGE_LIMIT_BYTES {
-        return Err(named(damaged("larger than any")));
-    }
-    let bytes = fs::read(path).map_err(named)?;
-    let mut rest = bytes
-        .get(MAGIC_BYTES..)
-        .ok_or_else(|| named(damaged("cut short")))?;
-    while !rest.is_empty() {
-        let (length, behind) = rest
-            .split_first_chunk::<4>()
-            .ok_or_else(|| named(damaged("cut short")))?;
-        let length = u32::from_le_bytes(*length) as usize;
-        let entry = behind.get(..length).ok_or_else(|| named(damaged("cut short")))?;
-        each(entry).map_err(named)?;
-        rest = &behind[length..];
-    }
-    Ok(())
-}
-
-/// Calls `each` with every number and message of a protobuf message, and passes over all else.
-pub(crate) fn fields(message: &[u8], mut each: impl FnMut(u32, Field)) -> io::Result<()> {
-    let mut input = CodedInputStream::from_bytes(message);
-    let broken = |error: protobuf::Error| damaged(&error.to_string());
-    while let Some(tag) = input.read_raw_tag_or_eof().map_err(broken)? {
-        let number = tag >> 3;
-        match tag & 7 {
-            0 => each(number, Field::Number(input.read_uint64().map_err(broken)?)),
-            1 => input.skip_raw_bytes(8).map_err(broken)?,
-            2 => each(number, Field::Message(input.read_bytes().map_err(broken)?)),
-            5 => input.skip_raw_bytes(4).map_err(broken)?,
-            _ => return Err(damaged("a field of an unknown type")),
-        }
-    }
-    Ok(())
-}
-
-pub(crate) fn damaged(what: &str) -> io::Error {
-    io::Error::new(
-        io::ErrorKind::InvalidData,
-        format!("not an image of CRIU's: {what}"),
-    )
-}
-
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use std::fs;
+
     use protobuf::CodedOutputStream;
 
     fn message(write: impl FnOnce(&mut CodedOutputStream<'_>)) -> Vec<u8> {

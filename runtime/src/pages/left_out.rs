@@ -16,6 +16,7 @@ use super::layout::{self, PE_LAZY, Range};
 use super::wire::PAGE_BYTES;
 use crate::control::write_atomically;
 use crate::image::Manifest;
+use crate::image_file;
 use crate::options::Digests;
 use crate::sys::pagemap::{self, ZERO};
 
@@ -92,7 +93,7 @@ fn add(image: &Path, pid: u32, hidden: &[Range], present: &Extents) -> io::Resul
     let mappings = layout::mappings(image, pid)?;
     for range in hidden {
         let waits = |mapping: &layout::Mapping| {
-            mapping.can_wait && mapping.range.start <= range.start && range.end <= mapping.range.end
+            mapping.can_wait() && mapping.range.start <= range.start && range.end <= mapping.range.end
         };
         if !mappings.iter().any(waits) {
             let text = format!(
@@ -105,7 +106,7 @@ fn add(image: &Path, pid: u32, hidden: &[Range], present: &Extents) -> io::Resul
     let path = image.join(format!("pagemap-{pid}.img"));
     let mut entries: Vec<(Range, Vec<u8>)> = Vec::new();
     let mut head = None;
-    layout::entries(&path, |entry| {
+    image_file::entries(&path, |entry| {
         match head {
             None => head = Some(entry.to_vec()),
             Some(_) => entries.push((layout::page_entry(entry)?.0, entry.to_vec())),
@@ -118,7 +119,7 @@ fn add(image: &Path, pid: u32, hidden: &[Range], present: &Extents) -> io::Resul
     }
     entries.sort_by_key(|(range, _)| range.start);
     let magic = fs::read(&path)?;
-    let mut bytes = magic.get(..layout::MAGIC_BYTES).unwrap_or_default().to_vec();
+    let mut bytes = magic.get(..image_file::MAGIC_BYTES).unwrap_or_default().to_vec();
     for entry in head.iter().chain(entries.iter().map(|(_, entry)| entry)) {
         let length = u32::try_from(entry.len()).map_err(io::Error::other)?;
         bytes.extend(length.to_le_bytes());
@@ -251,7 +252,7 @@ mod tests {
         list(image.path()).unwrap();
         assert!(!image.path().join(RECORD).exists());
         let mut listed = Vec::new();
-        layout::entries(&image.path().join(format!("pagemap-{there}.img")), |entry| {
+        image_file::entries(&image.path().join(format!("pagemap-{there}.img")), |entry| {
             listed.push(layout::page_entry(entry).map(|(range, _)| range).ok());
             Ok(())
         })
