@@ -173,6 +173,8 @@ pub enum Code {
     Device,
     /// Whether the image is there, or is brought along.
     Image,
+    /// A checkpoint image: whether it is whole, and fits the container.
+    Checkpoint,
     /// Which modes of a move both hosts are able to do.
     Modes,
     // -- hosts, alone and compared

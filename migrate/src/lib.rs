@@ -19,6 +19,7 @@ pub mod frame;
 pub mod history;
 pub mod host;
 pub mod image_stream;
+pub mod inspect;
 pub mod journal;
 pub mod lease;
 pub mod link;

@@ -297,7 +297,8 @@ pub async fn look(host: &Host, container: &Container, options: &MoveOptions) -> 
     })
 }
 
-fn of_shim(container: &Container, view: &ShimView) -> Vec<Finding> {
+/// What its shim says against a dump of it.
+pub(crate) fn of_shim(container: &Container, view: &ShimView) -> Vec<Finding> {
     let (protocol, state) = (view.protocol, &view.state);
     let mut findings = Vec::new();
     if protocol != SHIM_PROTOCOL {

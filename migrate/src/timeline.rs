@@ -294,14 +294,14 @@ fn scale(span: u64) -> u64 {
     step
 }
 
-fn label(x: f64, y: f64, class: &str, size: u32, text: &str) -> String {
+pub(crate) fn label(x: f64, y: f64, class: &str, size: u32, text: &str) -> String {
     format!(
         "<text class=\"{class}\" x=\"{x:.1}\" y=\"{y:.1}\" font-size=\"{size}\">{}</text>",
         escaped(text)
     )
 }
 
-fn escaped(text: &str) -> String {
+pub(crate) fn escaped(text: &str) -> String {
     text.replace('&', "&amp;")
         .replace('<', "&lt;")
         .replace('>', "&gt;")

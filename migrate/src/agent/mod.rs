@@ -5,6 +5,7 @@
 
 pub mod api;
 pub mod containers;
+pub mod inspections;
 pub mod migrations;
 pub mod peers;
 pub mod registry;

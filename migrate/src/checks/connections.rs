@@ -132,7 +132,7 @@ fn parse(line: &str) -> Option<Connection> {
 }
 
 /// `0100007F:1F90`: the address in words of the machine's byte order, the port as a number.
-fn parse_endpoint(text: &str) -> Option<SocketAddr> {
+pub(crate) fn parse_endpoint(text: &str) -> Option<SocketAddr> {
     let (address, port) = text.split_once(':')?;
     let word = |digits| u32::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok();
     let words: Option<Vec<u32>> = address.as_bytes().chunks(8).map(word).collect();

@@ -96,7 +96,7 @@ impl Proc {
 }
 
 /// The number behind `key` in a file of lines like `MemAvailable:  12 kB`; 0 if it is not there.
-pub(super) fn kilobytes(text: &str, key: &str) -> u64 {
+pub(crate) fn kilobytes(text: &str, key: &str) -> u64 {
     text.lines()
         .find_map(|line| line.strip_prefix(key)?.split_whitespace().next()?.parse().ok())
         .unwrap_or(0)
@@ -111,17 +111,17 @@ fn entries(directory: &Path) -> Vec<PathBuf> {
 
 /// A recorded tree for tests: processes with files and links.
 #[cfg(test)]
-pub(super) mod recorded {
+pub(crate) mod recorded {
     use super::*;
     use std::os::unix::fs::symlink;
 
-    pub(in crate::checks) struct Recorded {
+    pub(crate) struct Recorded {
         directory: tempfile::TempDir,
     }
 
     impl Recorded {
         /// Processes by their ids, each a child of the first.
-        pub(in crate::checks) fn new(pids: &[u32]) -> Self {
+        pub(crate) fn new(pids: &[u32]) -> Self {
             let recorded = Self {
                 directory: tempfile::tempdir().unwrap(),
             };
@@ -138,19 +138,19 @@ pub(super) mod recorded {
             recorded
         }
 
-        pub(in crate::checks) fn file(&self, pid: u32, name: &str, text: &str) {
+        pub(crate) fn file(&self, pid: u32, name: &str, text: &str) {
             let path = self.proc().of(pid, name);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, text).unwrap();
         }
 
-        pub(in crate::checks) fn link(&self, pid: u32, name: &str, target: &str) {
+        pub(crate) fn link(&self, pid: u32, name: &str, target: &str) {
             let path = self.proc().of(pid, name);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             symlink(target, path).unwrap();
         }
 
-        pub(in crate::checks) fn proc(&self) -> Proc {
+        pub(crate) fn proc(&self) -> Proc {
             Proc::at(self.directory.path())
         }
     }

@@ -24,6 +24,9 @@ const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
 /// A single answer of the API at most; lists have some hundred bytes a line.
 const MAX_ANSWER_BYTES: usize = 4 << 20;
 
+/// Some 300 bytes for each mapping and each open file, of as many as an inspection tells at most.
+const MAX_LARGE_ANSWER_BYTES: usize = 512 << 20;
+
 /// Nobody listens on the agent's socket.
 #[derive(Debug, thiserror::Error)]
 #[error("the agent on this host does not answer on {socket} ({error}): is `godwit agent` running?")]
@@ -93,8 +96,24 @@ pub(crate) async fn post<T: DeserializeOwned>(
     Ok(serde_json::from_slice(&collect(response).await?)?)
 }
 
+/// The same where the answer may have a line for each mapping of a thousand processes.
+pub(crate) async fn post_large<T: DeserializeOwned>(
+    socket: &Path,
+    path: &str,
+    body: &impl Serialize,
+) -> anyhow::Result<T> {
+    let response = send(socket, Method::POST, path, Some(body)).await?;
+    Ok(serde_json::from_slice(
+        &collect_up_to(response, MAX_LARGE_ANSWER_BYTES).await?,
+    )?)
+}
+
 async fn collect(response: Response<Incoming>) -> anyhow::Result<Bytes> {
-    let body = http_body_util::Limited::new(response.into_body(), MAX_ANSWER_BYTES);
+    collect_up_to(response, MAX_ANSWER_BYTES).await
+}
+
+async fn collect_up_to(response: Response<Incoming>, limit_bytes: usize) -> anyhow::Result<Bytes> {
+    let body = http_body_util::Limited::new(response.into_body(), limit_bytes);
     let collected = body
         .collect()
         .await

@@ -7,6 +7,7 @@ pub(crate) const GODWIT: &str = "\
 Examples:
   godwit doctor --peer hb     what stands in the way of moves to hb
   godwit containers           what there is on this host
+  godwit inspect redis        what there is in it
   godwit plan redis hb        whether redis could go to hb
   godwit migrate redis hb     move it
   godwit migrations           what became of the moves
@@ -81,6 +82,20 @@ Exit codes:
   0  listed; an engine that does not answer is named on standard error
   1  the agent refused the request
   2  wrong usage
+  5  the agent on this host does not answer";
+
+pub(crate) const INSPECT: &str = "\
+Examples:
+  godwit inspect redis                          a running container
+  godwit inspect /var/tmp/one                   a checkpoint image's directory
+  godwit inspect /var/tmp/one --svg memory.svg --html memory.html
+  godwit inspect redis --json | jq '.processes[].sockets'
+
+Exit codes:
+  0  told, and nothing that was found hinders a checkpoint or a restore here
+  1  it cannot be looked at
+  2  wrong usage
+  4  told, and something hinders a restore here
   5  the agent on this host does not answer";
 
 pub(crate) const MIGRATIONS: &str = "\

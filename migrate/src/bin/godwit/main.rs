@@ -1,8 +1,8 @@
 //! `godwit`: the agent and the command line.
 //!
 //! Every command that concerns a container goes through the local API of the agent on this host; nothing here touches
-//! a container, an engine or a peer, but `setup` changes an engine's configuration files, and `doctor` looks at this host itself
-//! where no agent answers. What a command prints stands in the module of its name.
+//! a container, an engine or a peer, but `setup` changes an engine's configuration files, `inspect` reads checkpoint images, and
+//! `doctor` looks at this host itself where no agent answers. What a command prints stands in the module of its name.
 
 mod client;
 mod complete;
@@ -13,6 +13,7 @@ mod examples;
 mod findings;
 mod force;
 mod help;
+mod inspect;
 mod logger;
 mod man;
 mod migrate;
@@ -105,6 +106,14 @@ enum Command {
         #[command(flatten)]
         agent: AgentSocket,
     },
+    /// Say what there is in a container, in a checkpoint image or in an archive, and what would hinder a restore here.
+    #[command(after_help = help::INSPECT)]
+    Inspect {
+        #[command(flatten)]
+        order: inspect::Order,
+        #[command(flatten)]
+        agent: AgentSocket,
+    },
     /// List the moves of this host, show one, or give one up.
     #[command(after_help = help::MIGRATIONS)]
     Migrations {
@@ -193,6 +202,7 @@ fn main() -> ExitCode {
             agent,
         } => block_on(doctor::run(&agent.socket, &config, peer.as_deref(), json)),
         Command::Containers { json, agent } => block_on(containers::run(&agent.socket, json)),
+        Command::Inspect { order, agent } => block_on(inspect::run(&agent.socket, order)),
         Command::ForceComplete { migration, agent } => block_on(force::complete(&agent.socket, &migration)),
         Command::Migrations { order, json, agent } => {
             let order = order.unwrap_or(migrations::Order::List);
