@@ -245,7 +245,7 @@ impl Destination {
         self.volumes.receive_first(&mut self.link).await?;
         self.step(Event::Did(Deed::Start))?;
         self.made.lease = Some(
-            Lease::issue(&self.host.places, &created, &self.migration)
+            Lease::issue(&self.host.places, &created, &self.migration, None)
                 .map_err(|error| Problem::failed(error.to_string()))?,
         );
         let started = created.clone();

@@ -2,6 +2,7 @@
 //!
 //! Dropping a lease withdraws nothing: a ticket nobody touches ends by itself, and after the commit it does not matter.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use godwit_runtime::ticket::{Issued, TOUCH_INTERVAL, Ticket, TicketError};
@@ -19,9 +20,14 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// Leaves a ticket for a container whose image is still to come.
-    pub fn issue(places: &Places, created: &Created, migration: &MigrationId) -> Result<Self, TicketError> {
-        let ticket = Ticket::new(&created.namespace, &created.id, migration.as_str(), None);
+    /// Leaves a ticket for a container whose image lies in `image_dir`, or is still to come.
+    pub fn issue(
+        places: &Places,
+        created: &Created,
+        migration: &MigrationId,
+        image_dir: Option<PathBuf>,
+    ) -> Result<Self, TicketError> {
+        let ticket = Ticket::new(&created.namespace, &created.id, migration.as_str(), image_dir);
         let ticket = Arc::new(ticket.issue(&places.tickets())?);
         let touched = Arc::clone(&ticket);
         let touching = tokio::spawn(async move {
@@ -39,6 +45,11 @@ impl Lease {
     /// Whether a shim has claimed the ticket.
     pub fn is_claimed(&self) -> bool {
         self.ticket.is_claimed()
+    }
+
+    /// Whether the ticket still lies there for a shim to claim it.
+    pub fn is_open(&self) -> bool {
+        self.ticket.is_open()
     }
 
     /// Takes the ticket back: a shim that waits on it fails its Create.

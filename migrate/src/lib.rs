@@ -19,6 +19,7 @@ pub mod frame;
 pub mod history;
 pub mod host;
 pub mod image_stream;
+pub mod in_place;
 pub mod inspect;
 pub mod journal;
 pub mod lease;
@@ -42,6 +43,7 @@ pub mod source;
 pub mod tcp;
 pub mod timeline;
 pub mod tls;
+pub mod trusted;
 pub mod volumes;
 
 #[cfg(test)]

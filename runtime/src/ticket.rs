@@ -191,6 +191,11 @@ impl Issued {
         self.claimed.exists()
     }
 
+    /// Whether the ticket still lies there to be claimed.
+    pub fn is_open(&self) -> bool {
+        self.open.exists()
+    }
+
     /// Says that the agent lives. Fails if the shim has dropped the ticket.
     pub fn touch(&self) -> io::Result<()> {
         let now = SystemTime::now();
@@ -260,10 +265,10 @@ mod tests {
     fn a_ticket_is_used_once() {
         let root = tempfile::tempdir().unwrap();
         let issued = Ticket::new("moby", "abc", "m1", None).issue(root.path()).unwrap();
-        assert!(!issued.is_claimed());
+        assert!(!issued.is_claimed() && issued.is_open());
         let claimed = Ticket::claim(root.path(), "moby", "abc").unwrap().unwrap();
         assert_eq!(claimed.ticket.migration, "m1");
-        assert!(issued.is_claimed());
+        assert!(issued.is_claimed() && !issued.is_open());
         assert!(Ticket::claim(root.path(), "moby", "abc").unwrap().is_none());
     }
 

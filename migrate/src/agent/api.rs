@@ -4,7 +4,7 @@
 //! the error. A client that goes away does not end the move: `DELETE /v1/migrations/ID` does, up to the commit, and
 //! `POST /v1/migrations/ID/force-complete` has it freeze the container now. What there is to know of moves, `migrations` answers.
 //! `POST /v1/plan` answers what such a move would find, `GET /v1/doctor` how this host is and `POST /v1/inspect` what there is in a
-//! container, all without touching anything.
+//! container, all without touching anything. `POST /v1/restore` restores a stopped container in place.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -25,7 +25,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::agent::peers::unknown_host;
-use crate::agent::{Agent, containers, inspections, migrations, registry, rescue};
+use crate::agent::{Agent, containers, inspections, migrations, registry, rescue, restores};
 use crate::clock::Report;
 use crate::doctor::{self, Diagnosis};
 use crate::engine::set::Choice;
@@ -127,6 +127,7 @@ const ROUTES: &[Route] = &[
     ("post", "/v1/migrations/{id}/recover", || post(rescue::decide)),
     ("post", "/v1/plan", || post(plan)),
     ("post", "/v1/inspect", || post(inspections::inspect)),
+    ("post", "/v1/restore", || post(restores::restore)),
     ("get", "/v1/doctor", || get(doctor)),
     ("get", "/v1/doctor/{peer}", || get(doctor_with_peer)),
     ("get", "/metrics", || get(migrations::metrics)),

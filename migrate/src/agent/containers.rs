@@ -107,7 +107,7 @@ pub(super) async fn show(
 }
 
 /// Which container of this host is in a move: by the registry, and by the journals of moves whose runner is gone.
-fn moves(agent: &Agent) -> Claims {
+pub(super) fn moves(agent: &Agent) -> Claims {
     let mut moves = agent.registry.claims();
     for found in Found::read_all(&agent.host.places).into_iter().flatten() {
         let opened = &found.opened;

@@ -10,6 +10,7 @@ pub mod migrations;
 pub mod peers;
 pub mod registry;
 pub mod rescue;
+pub mod restores;
 
 use std::fs;
 use std::io;

@@ -12,7 +12,7 @@ use containerd_shim::asynchronous::io::Stdio;
 use godwit_runtime::checkpoint::CheckpointError;
 use godwit_runtime::checkpoint::restore::{Restore, RestoreRequest};
 use godwit_runtime::reaper::Departure;
-use godwit_runtime::ticket::{self, Ticket};
+use godwit_runtime::ticket::{self, Claimed, Ticket};
 use tokio::sync::oneshot;
 use tokio::time::interval;
 
@@ -79,7 +79,13 @@ pub(super) async fn origin(
     let Some(claimed) = claimed else {
         return Ok(Origin::Fresh);
     };
+    let current = |claimed: &Claimed| {
+        let what = format!("container {} of move {}", identity.id, claimed.ticket.migration);
+        claimed.check().map_err(failed(what))
+    };
     if let Some(directory) = claimed.ticket.image_dir.clone() {
+        // One that a dead agent left says nothing of this start.
+        current(&claimed)?;
         return Ok(here(directory));
     }
     let Exchange {
@@ -99,9 +105,7 @@ pub(super) async fn origin(
                     deliverer: Some(delivered.reply),
                 }));
             }
-            _ = check.tick() => claimed
-                .check()
-                .map_err(failed(format!("container {} of move {}", identity.id, claimed.ticket.migration)))?,
+            _ = check.tick() => current(&claimed)?,
         }
     }
 }

@@ -35,6 +35,14 @@ pub(crate) struct Unreachable {
     error: std::io::Error,
 }
 
+/// The agent says no.
+#[derive(Debug, thiserror::Error)]
+#[error("{sentence}")]
+pub(crate) struct Refused {
+    pub(crate) status: StatusCode,
+    sentence: String,
+}
+
 /// Sends one request; a refusal becomes an error in the agent's words.
 pub(crate) async fn send(
     socket: &Path,
@@ -69,7 +77,11 @@ pub(crate) async fn send(
     let status = response.status();
     let text = collect(response).await?;
     match serde_json::from_slice::<ErrorView>(&text) {
-        Ok(view) => anyhow::bail!(view.error),
+        Ok(view) => Err(Refused {
+            status,
+            sentence: view.error,
+        }
+        .into()),
         Err(_) => anyhow::bail!("the agent says {status}: {}", String::from_utf8_lossy(&text)),
     }
 }

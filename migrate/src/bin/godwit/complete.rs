@@ -38,12 +38,21 @@ fn factory() -> Command {
 
 /// Running containers of Godwit, which alone can be moved.
 pub(crate) fn containers() -> ArgValueCandidates {
-    ArgValueCandidates::new(|| {
+    in_state(|state| state == "running")
+}
+
+/// Stopped ones, which can be restored.
+pub(crate) fn stopped() -> ArgValueCandidates {
+    in_state(|state| matches!(state, "created" | "exited"))
+}
+
+fn in_state(wanted: fn(&str) -> bool) -> ArgValueCandidates {
+    ArgValueCandidates::new(move || {
         let list: Option<ContainerList> = ask("/v1/containers");
         let containers = list.map_or_else(Vec::new, |list| list.containers);
         containers
             .into_iter()
-            .filter(|container| container.under_godwit && container.state == "running")
+            .filter(|container| container.under_godwit && wanted(&container.state))
             .map(|container| CompletionCandidate::new(container.name).help(Some(container.image.into())))
             .collect()
     })

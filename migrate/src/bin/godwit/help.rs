@@ -98,6 +98,19 @@ Exit codes:
   4  told, and something hinders a restore here
   5  the agent on this host does not answer";
 
+pub(crate) const RESTORE: &str = "\
+Examples:
+  godwit restore web one                                  what `docker checkpoint create web one` has left
+  godwit restore web one --checkpoint-dir /var/tmp/kept   what it has left there
+  godwit restore web /var/tmp/one                         an image's directory
+
+Exit codes:
+  0  the container runs on from the checkpoint
+  1  failed; the container is stopped as it was, the checkpoint unchanged
+  2  wrong usage
+  4  refused; nothing was touched
+  5  the agent on this host does not answer";
+
 pub(crate) const MIGRATIONS: &str = "\
 Examples:
   godwit migrations                                          those under way, and the last hundred

@@ -20,6 +20,7 @@ mod migrate;
 mod migrations;
 mod order;
 mod plan;
+mod restore;
 mod setup;
 
 use std::path::PathBuf;
@@ -114,6 +115,14 @@ enum Command {
         #[command(flatten)]
         agent: AgentSocket,
     },
+    /// Restore a stopped container from a checkpoint image on this host; nothing is copied.
+    #[command(after_help = help::RESTORE)]
+    Restore {
+        #[command(flatten)]
+        order: restore::Order,
+        #[command(flatten)]
+        agent: AgentSocket,
+    },
     /// List the moves of this host, show one, or give one up.
     #[command(after_help = help::MIGRATIONS)]
     Migrations {
@@ -203,6 +212,7 @@ fn main() -> ExitCode {
         } => block_on(doctor::run(&agent.socket, &config, peer.as_deref(), json)),
         Command::Containers { json, agent } => block_on(containers::run(&agent.socket, json)),
         Command::Inspect { order, agent } => block_on(inspect::run(&agent.socket, order)),
+        Command::Restore { order, agent } => block_on(restore::run(&agent.socket, order)),
         Command::ForceComplete { migration, agent } => block_on(force::complete(&agent.socket, &migration)),
         Command::Migrations { order, json, agent } => {
             let order = order.unwrap_or(migrations::Order::List);
