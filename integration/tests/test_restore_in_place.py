@@ -168,6 +168,7 @@ class RestoreInPlace(CheckpointTest, ApiTest):
         self.assertEqual(2, self.talk(name).ask(), "its own ticket takes the place of the old one")
 
     def test_a_container_of_containerd_goes_on_as_well(self) -> None:
+        self.needs_checkpoint_options()
         self.import_for_ctr()
         name, place = self.new_name(), "/var/tmp/restored-by-ctr"
         self.addCleanup(lambda: self.ha.run("sh", "-c", f"ctr tasks rm --force {name}; ctr containers rm {name}; rm -r {place}", check=False))
