@@ -4,11 +4,14 @@
 //! so that what it offers is of this version and of this moment. An agent that does not answer, or not soon, offers nothing
 //! and says nothing. It is looked for in its usual place: `--socket` and `--config` on the line are not.
 
+use std::ffi::OsStr;
 use std::path::Path;
 use std::time::Duration;
 
 use clap::{Command, CommandFactory};
-use clap_complete::engine::{ArgValueCandidates, CompletionCandidate};
+use clap_complete::engine::{
+    ArgValueCandidates, ArgValueCompleter, CompletionCandidate, PathCompleter, ValueCompleter,
+};
 use clap_complete::env::CompleteEnv;
 use godwit_migrate::agent::containers::ContainerList;
 use godwit_migrate::agent::registry::MigrationView;
@@ -38,24 +41,33 @@ fn factory() -> Command {
 
 /// Running containers of Godwit, which alone can be moved.
 pub(crate) fn containers() -> ArgValueCandidates {
-    in_state(|state| state == "running")
+    ArgValueCandidates::new(|| in_state(|state| state == "running"))
 }
 
 /// Stopped ones, which can be restored.
 pub(crate) fn stopped() -> ArgValueCandidates {
-    in_state(|state| matches!(state, "created" | "exited"))
+    ArgValueCandidates::new(|| in_state(|state| matches!(state, "created" | "exited")))
 }
 
-fn in_state(wanted: fn(&str) -> bool) -> ArgValueCandidates {
-    ArgValueCandidates::new(move || {
-        let list: Option<ContainerList> = ask("/v1/containers");
-        let containers = list.map_or_else(Vec::new, |list| list.containers);
-        containers
-            .into_iter()
-            .filter(|container| container.under_godwit && wanted(&container.state))
-            .map(|container| CompletionCandidate::new(container.name).help(Some(container.image.into())))
-            .collect()
+/// Running containers, and files and directories.
+pub(crate) fn containers_and_paths() -> ArgValueCompleter {
+    ArgValueCompleter::new(|current: &OsStr| {
+        let mut found = PathCompleter::any().complete(current);
+        let begin = current.to_string_lossy();
+        let containers = in_state(|state| state == "running").into_iter();
+        found.extend(containers.filter(|one| one.get_value().to_string_lossy().starts_with(&*begin)));
+        found
     })
+}
+
+fn in_state(wanted: fn(&str) -> bool) -> Vec<CompletionCandidate> {
+    let list: Option<ContainerList> = ask("/v1/containers");
+    let containers = list.map_or_else(Vec::new, |list| list.containers);
+    containers
+        .into_iter()
+        .filter(|container| container.under_godwit && wanted(&container.state))
+        .map(|container| CompletionCandidate::new(container.name).help(Some(container.image.into())))
+        .collect()
 }
 
 /// The hosts that the agent's configuration names.

@@ -29,7 +29,7 @@ const MAX_DEPTH: usize = 30;
 #[derive(Debug, clap::Args)]
 pub(crate) struct Order {
     /// A directory with a checkpoint image, an archive's file, or a container; what exists as a file is one.
-    #[arg(value_name = "FILE|DIRECTORY|CONTAINER", add = complete::containers())]
+    #[arg(value_name = "FILE|DIRECTORY|CONTAINER", add = complete::containers_and_paths())]
     target: String,
     /// It is a container, even if there is a file of that name.
     #[arg(long)]

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
+use clap::ValueHint;
 use godwit_migrate::agent::restores::RestoreRequest;
 use godwit_migrate::engine::set::Choice;
 use godwit_migrate::in_place::Restored;
@@ -26,9 +27,10 @@ pub(crate) struct Order {
     #[arg(add = complete::stopped())]
     container: String,
     /// An image's directory, which has a slash in it; or the name that `docker checkpoint ls` gives.
+    #[arg(value_hint = ValueHint::DirPath)]
     checkpoint: String,
     /// The directory that Docker was told to keep the checkpoint in.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     checkpoint_dir: Option<PathBuf>,
     /// Print JSON.
     #[arg(long)]
