@@ -167,7 +167,8 @@ class Host:
         """Starts a daemon and returns when it accepts connections."""
         daemon = DAEMONS[name]
         # The shell leaves it to the host's init, and says its id in the host's numbering.
-        script = 'cd / && setsid "$@" >>"/var/log/lab/$0.log" 2>&1 </dev/null & echo $!'
+        # The variable is there as where systemd starts a daemon, though nobody listens: shims inherit it.
+        script = 'cd / && NOTIFY_SOCKET=/run/lab/notify setsid "$@" >>"/var/log/lab/$0.log" 2>&1 </dev/null & echo $!'
         pid = int(self.run("sh", "-c", script, name, *daemon.command).stdout)
         self.write(f"/run/lab/{name}.json", json.dumps({"pid": pid, "started": self._start_time(pid)}))
         try:

@@ -133,6 +133,9 @@ impl Runc {
             .log_dir
             .join(format!("runc-{subcommand}-{}-{number}.log", std::process::id()));
         let mut command = Command::new(&self.settings.binary);
+        // Where systemd runs containerd, the shim has inherited this. runC would offer the container a socket in its place, in the
+        // directory of its state, and fail where that path is longer than the kernel lets a socket's be: Docker's ids are.
+        command.env_remove("NOTIFY_SOCKET");
         command.arg("--root").arg(&self.settings.root);
         command.arg("--log").arg(&log).args(["--log-format", "json"]);
         if self.settings.systemd_cgroup {
