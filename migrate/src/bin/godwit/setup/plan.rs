@@ -19,6 +19,7 @@ const NAME: &str = "godwit";
 
 /// Nothing but the drop-in lies there, so that nobody but the daemon whose PATH names it finds it.
 pub(super) const DROP_IN_DIR: &str = "/usr/local/lib/godwit/drop-in";
+const STOCK_RUNTIME: &str = "io.containerd.runc.v2";
 const STOCK_SHIM: &str = "containerd-shim-runc-v2";
 
 /// The PATH that systemd gives to services.
@@ -129,7 +130,8 @@ pub(super) fn containerd(root: &Path, file: &Path) -> Result<Plan> {
             version.unwrap_or(1)
         ),
     };
-    match handler(&table, plugin) {
+    let runtimes = runtimes(&table, plugin);
+    match runtimes.and_then(|runtimes| runtimes.get(NAME)) {
         Some(now) if now.get("runtime_type").and_then(toml::Value::as_str) == Some(RUNTIME) => {}
         Some(_) => bail!(
             "{} has a runtime {NAME} already with other settings",
@@ -142,13 +144,23 @@ pub(super) fn containerd(root: &Path, file: &Path) -> Result<Plan> {
             } else {
                 "\n"
             };
+            let entry = |name: &str, runtime: &str| {
+                format!("[plugins.\"{plugin}\".containerd.runtimes.{name}]\n  runtime_type = \"{runtime}\"\n")
+            };
+            // containerd 1.7 has the runtimes of its file in place of its own: without the default one it serves no pods at all.
+            let default = match runtimes {
+                None => entry("runc", STOCK_RUNTIME),
+                Some(_) => String::new(),
+            };
             let block = format!(
-                "{end}\n# by `godwit setup containerd`\n[plugins.\"{plugin}\".containerd.runtimes.{NAME}]\n  \
-                 runtime_type = \"{RUNTIME}\"\n"
+                "{end}\n# by `godwit setup containerd`\n{default}{}",
+                entry(NAME, RUNTIME)
             );
             let changed = parse(&format!("{text}{block}"));
             ensure!(
-                changed.is_ok_and(|table| handler(&table, plugin).is_some()),
+                changed.is_ok_and(
+                    |table| self::runtimes(&table, plugin).is_some_and(|all| all.get(NAME).is_some())
+                ),
                 "{} cannot be changed: its tables are written in a way that lines cannot be added to",
                 file.display()
             );
@@ -162,13 +174,12 @@ pub(super) fn containerd(root: &Path, file: &Path) -> Result<Plan> {
     Ok(plan)
 }
 
-fn handler<'a>(table: &'a toml::Table, plugin: &str) -> Option<&'a toml::Value> {
+fn runtimes<'a>(table: &'a toml::Table, plugin: &str) -> Option<&'a toml::Value> {
     table
         .get("plugins")?
         .get(plugin)?
         .get("containerd")?
-        .get("runtimes")?
-        .get(NAME)
+        .get("runtimes")
 }
 
 /// Godwit in the place of the stock shim, for the daemon that starts shims.

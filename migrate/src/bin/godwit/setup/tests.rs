@@ -209,10 +209,30 @@ fn containerd_gets_a_handler_of_its_versions_plugin_and_keeps_its_comments() {
             let now = system.read(CONFIG_TOML);
             assert!(now.starts_with(&text));
             let table: toml::Table = toml::from_str(&now).unwrap();
-            let handler = &table["plugins"][plugin]["containerd"]["runtimes"]["godwit"];
-            assert_eq!(handler["runtime_type"].as_str(), Some("io.containerd.godwit.v2"));
+            let runtimes = &table["plugins"][plugin]["containerd"]["runtimes"];
+            assert_eq!(
+                runtimes["godwit"]["runtime_type"].as_str(),
+                Some("io.containerd.godwit.v2")
+            );
+            assert_eq!(
+                runtimes["runc"]["runtime_type"].as_str(),
+                Some("io.containerd.runc.v2")
+            );
         }
     }
+}
+
+#[test]
+fn containerd_keeps_the_runtimes_that_it_has_and_gets_no_other() {
+    let text =
+        "version = 2\n[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.mine]\nruntime_type = 'x'\n";
+    let system = System::with(&[(CONFIG_TOML, text)]);
+    system.assert_undone_exactly("containerd");
+    system.setup("containerd").unwrap();
+    let table: toml::Table = toml::from_str(&system.read(CONFIG_TOML)).unwrap();
+    let runtimes = &table["plugins"]["io.containerd.grpc.v1.cri"]["containerd"]["runtimes"];
+    let names: Vec<&String> = runtimes.as_table().unwrap().keys().collect();
+    assert_eq!(names, ["godwit", "mine"]);
 }
 
 #[test]
