@@ -158,6 +158,10 @@ pub async fn run(config: AgentConfig, stop: CancellationToken) -> Result<(), Age
         // It has nothing to finish: it ends with the agent's process.
         tokio::spawn(api::serve_metrics(Arc::clone(&agent), listener));
     }
+    // To whoever started it as a service: it is there only now. Without a service there is nobody to tell.
+    if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
+        log::warn!("telling systemd that the agent is ready: {error}");
+    }
     stop.cancelled().await;
     log::info!("stopping");
     agent.tasks.close();
