@@ -36,7 +36,7 @@ pub enum CaError {
     #[error("{} exists already; issuing from a new authority would shut out every host of the old one", .0.display())]
     Exists(PathBuf),
     /// There is none.
-    #[error("no authority in {}: {source}; make one by `godwit ca init`", path.display())]
+    #[error("the authority's {} cannot be read: {source}; {}", path.display(), remedy(source))]
     NoAuthority {
         /// The file looked for.
         path: PathBuf,
@@ -100,6 +100,13 @@ pub fn init(dir: &Path) -> Result<(), CaError> {
     make_directory(dir)?;
     write(&key_path, &key.serialize_pem(), 0o600)?;
     write(&certificate_path, &certificate.pem(), 0o644)
+}
+
+fn remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => "only who has made it may",
+        _ => "make one by `godwit ca init`",
+    }
 }
 
 /// Issues a certificate for `host`, reached by its name or any of `addresses`, from the authority in `dir`: writes

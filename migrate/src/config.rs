@@ -59,7 +59,7 @@ pub struct Peer {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file is not there or cannot be read.
-    #[error("cannot read the configuration {}: {source}; write it, or name another by --config", path.display())]
+    #[error("cannot read the configuration {}: {source}; {}", path.display(), remedy(source))]
     Unreadable {
         /// The file.
         path: PathBuf,
@@ -84,6 +84,13 @@ pub enum ConfigError {
         /// What is wrong and what would be right.
         reason: String,
     },
+}
+
+fn remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => "read it as root, or name another by --config",
+        _ => "write it, or name another by --config",
+    }
 }
 
 impl AgentConfig {
@@ -119,7 +126,7 @@ impl AgentConfig {
     fn check(&self) -> Result<(), String> {
         check_name("name", &self.name)?;
         if self.listen.port() == 0 {
-            return Err("listen has port 0; peers need a fixed one, such as 4690".into());
+            return Err("listen has port 0; peers need a fixed one, such as 7433".into());
         }
         if self.hold_seconds == 0 {
             return Err("hold_seconds is 0; no container could be moved within that".into());
@@ -136,7 +143,7 @@ impl AgentConfig {
             if port.is_none_or(|port| port == 0) {
                 let address = &peer.address;
                 return Err(format!(
-                    "peers.{name}.address is {address:?}; write HOST:PORT, such as {name}:4690"
+                    "peers.{name}.address is {address:?}; write HOST:PORT, such as {name}:7433"
                 ));
             }
         }
@@ -173,12 +180,12 @@ mod tests {
 
     const WHOLE: &str = r#"
 name = "ha"
-listen = "10.77.0.11:4690"
+listen = "10.77.0.11:7433"
 tls = "/etc/godwit/tls"
 docker_socket = "/run/docker.sock"
 
 [peers.hb]
-address = "10.77.0.12:4690"
+address = "10.77.0.12:7433"
 "#;
 
     fn load(text: &str) -> Result<AgentConfig, String> {
@@ -194,7 +201,7 @@ address = "10.77.0.12:4690"
     #[test]
     fn what_is_not_said_has_its_usual_place() {
         let config = load(WHOLE).unwrap();
-        assert_eq!(config.peers["hb"].address, "10.77.0.12:4690");
+        assert_eq!(config.peers["hb"].address, "10.77.0.12:7433");
         assert_eq!(config.state_dir, Path::new("/var/lib/godwit"));
         assert_eq!(config.run_dir, Path::new("/run/godwit"));
         assert_eq!(config.bandwidth, None);
@@ -228,8 +235,8 @@ address = "10.77.0.12:4690"
 
     #[test]
     fn an_address_without_port_is_refused_with_an_example() {
-        let error = load(&WHOLE.replace("10.77.0.12:4690", "10.77.0.12")).unwrap_err();
-        assert!(error.ends_with("write HOST:PORT, such as hb:4690"), "{error}");
+        let error = load(&WHOLE.replace("10.77.0.12:7433", "10.77.0.12")).unwrap_err();
+        assert!(error.ends_with("write HOST:PORT, such as hb:7433"), "{error}");
     }
 
     #[test]

@@ -50,10 +50,13 @@ pub struct Diagnosis {
     pub findings: Vec<Finding>,
 }
 
+/// What a host without a name is called.
+pub const UNNAMED: &str = "this host";
+
 /// What is looked at.
 pub struct Subject<'a> {
-    /// The host's name.
-    pub name: &'a str,
+    /// The host's name, where a configuration says it.
+    pub name: Option<&'a str>,
     /// Its engines.
     pub engines: &'a Engines,
     /// Its programs.
@@ -68,7 +71,7 @@ impl<'a> Subject<'a> {
     /// An agent's host.
     pub fn of(host: &'a Host, tls: &'a Path) -> Self {
         Self {
-            name: &host.name,
+            name: Some(&host.name),
             engines: &host.engines,
             tools: &host.tools,
             run: &host.places.run,
@@ -115,15 +118,15 @@ pub async fn examine(subject: &Subject<'_>) -> Health {
     findings.push(certificates(subject.tls, subject.name));
     Health {
         facts,
-        findings: finding::on(subject.name, findings),
+        findings: finding::on(subject.name.unwrap_or(UNNAMED), findings),
     }
 }
 
 /// Whether other agents would accept this host's certificate, and for how long.
-fn certificates(tls: &Path, name: &str) -> Finding {
+fn certificates(tls: &Path, name: Option<&str>) -> Finding {
     const RENEW: &str = "issue another by `godwit ca issue` and restart the agent";
     let identity = match Identity::load(tls).and_then(|identity| {
-        identity.check_name(name)?;
+        name.map_or(Ok(()), |name| identity.check_name(name))?;
         Ok(identity)
     }) {
         Ok(identity) => identity,
@@ -131,8 +134,9 @@ fn certificates(tls: &Path, name: &str) -> Finding {
     };
     let days = identity.days_left(MOST_DAYS);
     let text = format!(
-        "the certificate in {} is {name}'s and valid for {days} days",
-        tls.display()
+        "the certificate in {} is {}valid for {days} days",
+        tls.display(),
+        name.map_or_else(String::new, |name| format!("{name}'s and "))
     );
     if days < RENEWAL_DAYS {
         Finding::warning(Code::Certificates, text, RENEW)
@@ -210,20 +214,21 @@ mod tests {
     fn certificates_are_judged_by_what_a_peer_would_say() {
         let directory = tempfile::tempdir().unwrap();
         let (authority, tls) = (directory.path().join("ca"), directory.path().join("tls"));
-        assert!(certificates(&tls, "ha").is_problem());
+        assert!(certificates(&tls, Some("ha")).is_problem());
         ca::init(&authority).unwrap();
         ca::issue(&authority, "ha", &[], &tls).unwrap();
-        let good = certificates(&tls, "ha");
+        let good = certificates(&tls, Some("ha"));
         assert_eq!(good.level, Level::Ok, "{good}");
         assert!(
             good.text.contains("valid for 824 days") || good.text.contains("valid for 825 days"),
             "{good}"
         );
-        assert!(certificates(&tls, "hb").is_problem());
+        assert!(certificates(&tls, Some("hb")).is_problem());
+        assert_eq!(certificates(&tls, None).level, Level::Ok);
         for (days, level) in [(29, Level::Warning), (31, Level::Ok)] {
             let expiry = SystemTime::now() + Duration::from_secs(days * 24 * 3600 + 60);
             ca::issue_until(&authority, "ha", &tls, expiry);
-            let told = certificates(&tls, "ha");
+            let told = certificates(&tls, Some("ha"));
             assert_eq!(told.level, level, "{told}");
             assert!(told.text.contains(&format!("for {days} days")), "{told}");
         }
@@ -233,7 +238,7 @@ mod tests {
             &tls,
             SystemTime::now() - Duration::from_secs(60),
         );
-        let expired = certificates(&tls, "ha");
+        let expired = certificates(&tls, Some("ha"));
         assert!(
             expired.is_problem() && expired.to_string().contains("expired"),
             "{expired}"

@@ -21,18 +21,30 @@ pub(crate) const EXIT_UNREACHABLE: u8 = 5;
 /// An agent on this host answers at once, or a user is told within 5 s.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
 
+/// The agent asks engines, `criu check` and another agent first, all of which it gives less.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(180);
+
 /// A single answer of the API at most; lists have some hundred bytes a line.
 const MAX_ANSWER_BYTES: usize = 4 << 20;
 
 /// Some 300 bytes for each mapping and each open file, of as many as an inspection tells at most.
 const MAX_LARGE_ANSWER_BYTES: usize = 512 << 20;
 
-/// Nobody listens on the agent's socket.
+/// Nobody listens on the agent's socket, or not to this user.
 #[derive(Debug, thiserror::Error)]
-#[error("the agent on this host does not answer on {socket} ({error}): is `godwit agent` running?")]
+#[error("the agent on this host does not answer on {socket} ({error}); {}", self.remedy())]
 pub(crate) struct Unreachable {
     socket: PathBuf,
     error: std::io::Error,
+}
+
+impl Unreachable {
+    fn remedy(&self) -> &'static str {
+        match self.error.kind() {
+            std::io::ErrorKind::PermissionDenied => "ask as root, or as a member of the group `godwit`",
+            _ => "start it: systemctl start godwit-agent; its log says why it ended",
+        }
+    }
 }
 
 /// The agent says no.
@@ -88,14 +100,18 @@ pub(crate) async fn send(
 
 /// Asks for one JSON value.
 pub(crate) async fn get<T: DeserializeOwned>(socket: &Path, path: &str) -> anyhow::Result<T> {
-    let response = send(socket, Method::GET, path, None::<&()>).await?;
-    debug_assert_eq!(response.status(), StatusCode::OK);
-    Ok(serde_json::from_slice(&collect(response).await?)?)
+    Ok(serde_json::from_slice(&get_bytes(socket, path).await?)?)
 }
 
 /// Asks for something that is no JSON.
 pub(crate) async fn get_bytes(socket: &Path, path: &str) -> anyhow::Result<Bytes> {
-    collect(send(socket, Method::GET, path, None::<&()>).await?).await
+    let answer = async { collect(send(socket, Method::GET, path, None::<&()>).await?).await };
+    timeout(ANSWER_DEADLINE, answer).await.with_context(|| {
+        format!(
+            "the agent has not answered within {} s",
+            ANSWER_DEADLINE.as_secs()
+        )
+    })?
 }
 
 /// Sends one JSON value and reads the one that answers.

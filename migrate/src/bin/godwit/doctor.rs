@@ -32,7 +32,7 @@ pub(crate) async fn run(
     let diagnosis: Diagnosis = match client::get(socket, &path).await {
         Ok(diagnosis) => diagnosis,
         Err(error) => match error.downcast_ref::<client::Unreachable>() {
-            Some(unreachable) => without_agent(config, peer, &unreachable.to_string()).await,
+            Some(unreachable) => without_agent(config, peer, unreachable).await,
             None => return Err(error),
         },
     };
@@ -50,7 +50,7 @@ pub(crate) async fn run(
 }
 
 /// The look at this host that needs no agent.
-async fn without_agent(path: &Path, peer: Option<&str>, why: &str) -> Diagnosis {
+async fn without_agent(path: &Path, peer: Option<&str>, why: &client::Unreachable) -> Diagnosis {
     let (config, unusable) = match AgentConfig::load(path) {
         Ok(config) => (Some(config), None),
         Err(error) => (
@@ -58,7 +58,7 @@ async fn without_agent(path: &Path, peer: Option<&str>, why: &str) -> Diagnosis 
             Some(Finding::of_sentence(Code::Configuration, &error.to_string())),
         ),
     };
-    let name = config.as_ref().map_or("this host", |config| &config.name);
+    let name = config.as_ref().map(|config| config.name.as_str());
     let docker = config.as_ref().and_then(|config| config.docker_socket.clone());
     let docker = Docker::new(docker.unwrap_or_else(|| DEFAULT_SOCKET.into()));
     let engines = Engines::new(vec![Arc::new(docker)]);
@@ -75,11 +75,7 @@ async fn without_agent(path: &Path, peer: Option<&str>, why: &str) -> Diagnosis 
     };
     let mut found = doctor::examine(&subject).await.findings;
     let mut more: Vec<Finding> = unusable.into_iter().collect();
-    more.push(Finding::problem(
-        Code::Agent,
-        why.trim_end_matches(": is `godwit agent` running?"),
-        "start it: systemctl start godwit-agent; its log says why it ended",
-    ));
+    more.push(Finding::of_sentence(Code::Agent, &why.to_string()));
     if let Some(peer) = peer {
         let text = format!("{peer} cannot be asked without an agent here");
         more.push(Finding::problem(
@@ -88,6 +84,7 @@ async fn without_agent(path: &Path, peer: Option<&str>, why: &str) -> Diagnosis 
             "start the agent, or run `godwit doctor` there",
         ));
     }
+    let name = name.unwrap_or(doctor::UNNAMED);
     found.extend(finding::on(name, more));
     Diagnosis::new(name, peer, found)
 }

@@ -23,6 +23,7 @@ mod plan;
 mod restore;
 mod setup;
 
+use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -223,7 +224,9 @@ fn main() -> ExitCode {
         Command::Ca(command) => run_ca(command).map(|()| ExitCode::SUCCESS),
     };
     outcome.unwrap_or_else(|error| {
-        eprintln!("godwit: {error:#}");
+        if !is_hang_up(&error) {
+            eprintln!("godwit: {}", told(&error));
+        }
         let unreachable = error.downcast_ref::<client::Unreachable>().is_some();
         ExitCode::from(if unreachable {
             client::EXIT_UNREACHABLE
@@ -231,6 +234,25 @@ fn main() -> ExitCode {
             EXIT_FAILED
         })
     })
+}
+
+/// Whoever read the output, `head` say, has enough of it.
+fn is_hang_up(error: &anyhow::Error) -> bool {
+    let io = error.downcast_ref::<io::Error>();
+    io.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
+
+/// An error and its causes, without those that it quotes itself.
+fn told(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
 }
 
 fn run_ca(command: CaCommand) -> anyhow::Result<()> {

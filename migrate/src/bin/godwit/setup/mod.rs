@@ -16,7 +16,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use clap::{Args, ValueEnum};
 
 use plan::Plan;
@@ -61,6 +61,20 @@ pub(crate) struct Order {
 
 /// Runs the command.
 pub(crate) fn run(order: &Order) -> Result<ExitCode> {
+    carry_out_order(order).map_err(|error| {
+        let is_denied = |error: &io::Error| error.kind() == io::ErrorKind::PermissionDenied;
+        if error
+            .chain()
+            .any(|cause| cause.downcast_ref().is_some_and(is_denied))
+        {
+            anyhow!("{error:#}; run this as root")
+        } else {
+            error
+        }
+    })
+}
+
+fn carry_out_order(order: &Order) -> Result<ExitCode> {
     let by_name = Record::named(
         &order.root,
         match order.engine {
