@@ -8,6 +8,9 @@ CARGO_DENY := $(firstword $(wildcard $(HOME)/.cargo/bin/cargo-deny) $(TOOLS)/bin
 HOST := $(shell rustc -vV | sed -n 's/^host: //p')
 LEAN := -C target-feature=+crt-static -C relocation-model=static
 RELEASE_DIR := $(or $(CARGO_TARGET_DIR),target)/$(HOST)/release
+PACKAGES := $(or $(CARGO_TARGET_DIR),target)/debian
+# Where `make install` installs to; DESTDIR, if set, comes before it.
+PREFIX ?= /usr/local
 # What the bench is given besides: `make bench-shim BENCH=--quick`, `make bench-shim BENCH="--part memory"`.
 # The same for `make bench-move BENCH="--row 1g --runs 3"`.
 BENCH ?=
@@ -16,7 +19,8 @@ CHAOS ?=
 # What the tests are given besides: `make test TESTS=test_shim`, `make test TESTS="--runtime io.containerd.runc.v2"`.
 TESTS ?=
 
-.PHONY: help setup build release-shim release lint test test-all test-vm nova bench-shim bench-move chaos fuzz demo lab lab-down lab-status
+.PHONY: help setup build release-shim release install uninstall package lint test test-all test-vm package-test nova bench-shim bench-move chaos fuzz demo lab \
+	lab-down lab-status
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name what; do \
@@ -33,6 +37,15 @@ release-shim: setup ## build the shim as it is installed: small, static, optimis
 
 release: release-shim ## build everything as it is installed
 	cargo build --release --locked --package godwit --package godwit-lens --target $(HOST)
+
+install: release ## install the release below PREFIX (/usr/local), and a default configuration where there is none
+	contrib/install-tree $(RELEASE_DIR) "$(DESTDIR)" $(PREFIX)
+
+uninstall: ## remove what `make install` has installed there; the configuration stays
+	contrib/uninstall-tree "$(DESTDIR)" $(PREFIX)
+
+package: release ## make a Debian package of the release, in target/debian
+	contrib/debian/build $(RELEASE_DIR) $(PACKAGES)
 
 lint: setup $(CARGO_DENY) ## check the format, clippy and the dependencies
 	cargo fmt --all --check
@@ -54,6 +67,9 @@ test-all: build ## the same on both bases, forky and trixie, with the tests that
 test-vm: build ## test pre-copy in two virtual machines, whose kernel tells what is written to; 10 minutes
 	@integration/setup vm
 	integration/test-vm
+
+package-test: package ## install the Debian package in fresh roots of trixie and forky, try it, and remove it; 4 minutes
+	integration/test-package $(RELEASE_DIR) $(PACKAGES)/godwit_*.deb
 
 nova: build ## move containers by a real Nova with two computes; the first time some minutes to install it
 	integration/test-nova

@@ -1,0 +1,1 @@
+"""What `test-package` is made of."""
