@@ -28,6 +28,7 @@ def remove(host: Host, engine: str = "docker") -> None:
 
 
 def restart(host: Host) -> None:
-    """containerd and dockerd, which would lose it."""
+    """containerd and dockerd, which would lose it; returns when dockerd answers. It takes connections before it heeds signals."""
     for name in ("containerd", "dockerd"):
         host.restart_daemon(name)
+    host.run("docker", "version")

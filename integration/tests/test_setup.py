@@ -105,5 +105,5 @@ class DropIn(CheckpointTest):
             self.assertEqual(1, done.returncode)
             self.assertIn(binary, done.stderr)
             self.soon("the shim to end", lambda: "-id bad " not in self.ha.run("ps", "ax", "-o", "args").stdout)
-            self.assertEqual("", self.ha.run("sh", "-c", "find /sys/fs/cgroup /run/containerd/runc/default -name bad").stdout)
+            self.assertEqual("", self.ha.run("sh", "-c", "find /sys/fs/cgroup /run/containerd -name bad").stdout)
             self.assertNotIn("/default/bad/", self.ha.run("cat", "/proc/self/mountinfo").stdout)
