@@ -14,7 +14,7 @@ class RestoreInPlace(CheckpointTest, ApiTest):
         """`godwit restore`; what it says."""
         done = self.ha.run("godwit", "restore", *argv, check=False)
         self.assertEqual(code, done.returncode, done.stdout + done.stderr)
-        self.assertEqual("", self.ha.run("find", "/run/godwit/tickets", "-type", "f").stdout, "a ticket is left")
+        self.assertEqual("", self.ha.run("find", "/run/godwit", "-path", "*/tickets/*", "-type", "f").stdout, "a ticket is left")
         return done.stdout + done.stderr
 
     def image(self, name: str, checkpoint: str = "c1") -> str:
@@ -185,6 +185,11 @@ class RestoreInPlace(CheckpointTest, ApiTest):
         self.ha.run("ctr", "tasks", "checkpoint", "--exit", "--image-path", f"{place}/one", name)
         self.assertIn("the task of", self.in_place(name, f"{place}/one", code=4))
         self.ha.run("ctr", "tasks", "rm", name, check=False)  # it says how the task has ended
+        self.ha.run("sh", "-c", f"cp -a {place}/one {place}/bad && printf x | dd of={place}/bad/mm-1.img bs=1 seek=20 conv=notrunc")
+        forged = self.ha.path(f"{place}/bad/godwit.json")
+        forged.write_text(json.dumps({**json.loads(forged.read_text()), "digests": {}}))
+        self.assertIn("is not restored and stays stopped", self.in_place(name, f"{place}/bad", code=1))
+        self.assertNotIn(name, self.ha.run("ctr", "tasks", "ls").stdout)
         self.in_place(name, f"{place}/one")
         self.soon("it to go on", lambda: counted() > 6)
         self.assertNotEqual("", self.in_place(name, f"{place}/one", code=4), "it runs")

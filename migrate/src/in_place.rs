@@ -74,6 +74,9 @@ pub enum RestoreError {
         /// In the engine's words, with CRIU's cause.
         reason: String,
     },
+    /// The start was not the ticket's.
+    #[error("somebody else has started {0} meanwhile, and it runs afresh; the checkpoint is as it was")]
+    Overtaken(String),
 }
 
 /// Restores `container` from the image in `place`. Whoever calls has made sure that nobody else is at it.
@@ -107,11 +110,14 @@ pub async fn run(
     let micros = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
     let is_unused = lease.is_open();
     lease.withdraw();
-    started.map_err(|error| failed(error.to_string()))?;
+    if let Err(error) = started {
+        if let Err(left) = engine.clear_failed_start(&created).await {
+            log::warn!("{}: what its failed start has left stays: {left}", container.name);
+        }
+        return Err(failed(error.to_string()));
+    }
     if is_unused {
-        return Err(failed(
-            "somebody else has started it meanwhile, and it runs afresh".into(),
-        ));
+        return Err(RestoreError::Overtaken(container.name.clone()));
     }
     Ok(Restored {
         container: container.name.clone(),

@@ -98,6 +98,7 @@ impl From<RestoreError> for Refusal {
         match error {
             RestoreError::Engine(error) => error.into(),
             RestoreError::Refused(_) => Self(StatusCode::UNPROCESSABLE_ENTITY, error.to_string()),
+            RestoreError::Overtaken(_) => Self(StatusCode::CONFLICT, error.to_string()),
             RestoreError::Failed { .. } => Self(StatusCode::BAD_GATEWAY, error.to_string()),
         }
     }

@@ -244,6 +244,11 @@ pub trait Engine: Send + Sync {
     /// Starts what was made of `container`; returns when the engine says it runs (for a ticketed one: after the commit).
     async fn start(&self, created: &Created, container: &Container) -> Result<(), EngineError>;
 
+    /// Deletes what a start that has failed may have left of a task; the container stays. What runs is left alone.
+    async fn clear_failed_start(&self, _created: &Created) -> Result<(), EngineError> {
+        Ok(())
+    }
+
     /// Removes a container, running or not, and none of its volumes; absent is fine.
     async fn remove(&self, namespace: &str, id: &str) -> Result<(), EngineError>;
 

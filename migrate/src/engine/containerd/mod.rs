@@ -415,6 +415,16 @@ impl Engine for Containerd {
         Ok(())
     }
 
+    async fn clear_failed_start(&self, created: &Created) -> Result<(), EngineError> {
+        let namespace = self.namespace(&created.namespace)?;
+        if let Some(task) = namespace.task(&created.id).await? {
+            namespace.delete_task(&created.id).await?;
+            streams::remove(&task.stdin, &task.stdout, &task.stderr);
+        }
+        streams::remove_made(&stream_key(&created.namespace, &created.id));
+        Ok(())
+    }
+
     async fn remove(&self, namespace: &str, id: &str) -> Result<(), EngineError> {
         let key = stream_key(namespace, id);
         let namespace = self.namespace(namespace)?;
