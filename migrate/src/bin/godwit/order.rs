@@ -27,7 +27,7 @@ pub(crate) struct MoveOrder {
     #[arg(long, default_value_t, value_parser = Mode::from_str)]
     mode: Mode,
     /// Milliseconds that the container may stand still; modes pre and auto copy memory beforehand until that is in reach.
-    #[arg(long, value_name = "MS")]
+    #[arg(long, value_name = "MS", value_parser = whole::<u32>)]
     downtime: Option<u32>,
     /// What becomes of its TCP connections: `keep`, `close`, or `auto`: as the container says, else kept if the addresses
     /// of all go along.
@@ -44,7 +44,7 @@ pub(crate) struct MoveOrder {
     #[arg(long)]
     keep_source: bool,
     /// Give up, and let the container run on here, if the move has not committed after so many seconds.
-    #[arg(long, value_name = "SECONDS")]
+    #[arg(long, value_name = "SECONDS", value_parser = whole::<NonZeroU32>)]
     timeout: Option<NonZeroU32>,
     /// What the move sends at most, in bits per second: 100M, 2G.
     #[arg(long, value_name = "RATE")]
@@ -55,6 +55,12 @@ pub(crate) struct MoveOrder {
     /// containerd's namespace, if not `default`; the same as NAMESPACE/ID.
     #[arg(long)]
     namespace: Option<String>,
+}
+
+/// A time; what the standard library says of one that is none helps nobody.
+fn whole<N: FromStr>(text: &str) -> Result<N, String> {
+    text.parse()
+        .map_err(|_| format!("{text:?} is no such time: write a whole number, such as 60"))
 }
 
 impl From<MoveOrder> for MigrateRequest {
