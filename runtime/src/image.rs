@@ -106,6 +106,18 @@ impl Manifest {
         manifest.write(image_dir)
     }
 
+    /// Notes that nothing is left in the tasks, and what the complete image consists of, where files of these `sizes` are still to
+    /// come.
+    pub fn make_whole(image_dir: &Path, sizes: &BTreeMap<String, u64>) -> io::Result<()> {
+        Self::seal(image_dir, Digests::None)?;
+        let Some(mut manifest) = Self::read(image_dir)? else {
+            return Ok(());
+        };
+        manifest.lazy = false;
+        manifest.files.extend(sizes.clone());
+        manifest.write(image_dir)
+    }
+
     /// Whether every file of the image is there with all its bytes, and unchanged where there is a digest of it. CRIU
     /// 4.2 does not notice pages that are missing at a file's end: its restore tries to read them for ever. And it
     /// believes what its files say, so that a damaged one may restore a container that is subtly another.

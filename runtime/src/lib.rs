@@ -28,5 +28,6 @@ pub mod release;
 pub mod runc;
 pub mod spec;
 mod sys;
+pub mod tar;
 pub mod ticket;
 pub mod verdict;

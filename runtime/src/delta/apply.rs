@@ -34,14 +34,7 @@ pub struct Applied {
 
 /// Reads one stream from `input`, not a byte further, and carries it out beneath the top of `tree`.
 pub fn apply(tree: Tree<'_>, input: &mut dyn Read) -> Result<Applied, DeltaError> {
-    let top = tree.top();
-    let mut run = Run {
-        root: Beneath::open(top).map_err(DeltaError::file("open the root", top))?,
-        is_layer: tree.is_layer(),
-        input,
-        after: PathBuf::from("the start"),
-        applied: Applied::default(),
-    };
+    let mut run = Run::new(tree, input)?;
     let mut magic = [0; MAGIC.len()];
     run.input
         .read_exact(&mut magic)
@@ -77,31 +70,44 @@ pub fn apply(tree: Tree<'_>, input: &mut dyn Read) -> Result<Applied, DeltaError
 }
 
 /// A stream being carried out.
-struct Run<'a> {
+pub(super) struct Run<'a> {
     root: Beneath,
     is_layer: bool,
-    input: &'a mut dyn Read,
+    pub(super) input: &'a mut dyn Read,
     /// The last path the stream named, for errors.
     after: PathBuf,
-    applied: Applied,
+    pub(super) applied: Applied,
+}
+
+impl<'a> Run<'a> {
+    pub(super) fn new(tree: Tree<'_>, input: &'a mut dyn Read) -> Result<Self, DeltaError> {
+        let top = tree.top();
+        Ok(Self {
+            root: Beneath::open(top).map_err(DeltaError::file("open the root", top))?,
+            is_layer: tree.is_layer(),
+            input,
+            after: PathBuf::from("the start"),
+            applied: Applied::default(),
+        })
+    }
 }
 
 impl Run<'_> {
-    fn malformed(&self, reason: impl Into<String>) -> DeltaError {
+    pub(super) fn malformed(&self, reason: impl Into<String>) -> DeltaError {
         DeltaError::Malformed {
             after: self.after.clone(),
             reason: reason.into(),
         }
     }
 
-    fn broken(&self, error: io::Error) -> DeltaError {
+    pub(super) fn broken(&self, error: io::Error) -> DeltaError {
         match error.kind() {
             io::ErrorKind::UnexpectedEof => self.malformed("it ends early"),
             _ => DeltaError::Stream(error),
         }
     }
 
-    fn checked<'p>(&self, path: &'p [u8]) -> Result<&'p Path, DeltaError> {
+    pub(super) fn checked<'p>(&self, path: &'p [u8]) -> Result<&'p Path, DeltaError> {
         let refused = path.is_empty()
             || path.len() > MAX_PATH_BYTES
             || path.contains(&0)
@@ -115,7 +121,7 @@ impl Run<'_> {
         Ok(Path::new(OsStr::from_bytes(path)))
     }
 
-    fn perform(&mut self, operation: &Operation<'_>) -> Result<(), DeltaError> {
+    pub(super) fn perform(&mut self, operation: &Operation<'_>) -> Result<(), DeltaError> {
         let path = self.checked(operation.path().unwrap_or_default())?;
         self.after = path.into();
         match operation {
@@ -191,14 +197,21 @@ impl Run<'_> {
         Ok(place)
     }
 
-    /// Makes a regular file of the chunks that follow.
-    fn fill(&mut self, path: &Path, size: u64) -> Result<(), DeltaError> {
+    /// Makes a regular file of this size that is one hole.
+    pub(super) fn make_file(&mut self, path: &Path, size: u64) -> Result<File, DeltaError> {
+        self.after = path.into();
         let place = self.cleared(path)?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = fs::openat(&place.parent, place.name, flags, Mode::RUSR | Mode::WUSR)
             .map(File::from)
             .map_err(DeltaError::file("make file", path))?;
         fs::ftruncate(&file, size).map_err(DeltaError::file("size", path))?;
+        Ok(file)
+    }
+
+    /// Makes a regular file of the chunks that follow.
+    fn fill(&mut self, path: &Path, size: u64) -> Result<(), DeltaError> {
+        let file = self.make_file(path, size)?;
         let mut buffer = Vec::new();
         let mut written_to = 0;
         loop {
@@ -230,7 +243,12 @@ impl Run<'_> {
     }
 
     /// Gives a file its owner, attributes, mode and times, in the order in which none undoes another.
-    fn describe(&self, path: &Path, metadata: &Metadata<'_>, has_mode: bool) -> Result<(), DeltaError> {
+    pub(super) fn describe(
+        &self,
+        path: &Path,
+        metadata: &Metadata<'_>,
+        has_mode: bool,
+    ) -> Result<(), DeltaError> {
         // All ones means "leave as it is" to the kernel.
         if metadata.mode > 0o7777 || metadata.uid == u32::MAX || metadata.gid == u32::MAX {
             return Err(self.malformed("an owner or a mode that no file has"));

@@ -24,10 +24,12 @@
 
 mod apply;
 mod beneath;
+mod from_tar;
 mod index;
 mod operation;
 #[cfg(test)]
 mod tests;
+mod to_tar;
 mod upper;
 mod write;
 
@@ -37,9 +39,11 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 pub use apply::{Applied, apply};
+pub use from_tar::{Permitted, apply_tar};
 pub use index::Index;
 pub use operation::{MAX_CHUNK_BYTES, MAX_RECORD_BYTES, Operation};
-pub use upper::upper_dir;
+pub use to_tar::TarPlan;
+pub use upper::{lower_dirs, upper_dir};
 pub use write::write;
 
 /// A tree of files to be read or written.

@@ -18,13 +18,61 @@ pub fn upper_dir(rootfs: &Path) -> io::Result<PathBuf> {
     find(&rootfs, &mounts.0)
 }
 
-fn find(rootfs: &Path, mounts: &[MountInfo]) -> io::Result<PathBuf> {
-    let refuse = |reason: &str| io::Error::other(format!("{} {reason}", rootfs.display()));
-    // Of mounts on one another the last in the list is the one that is seen.
-    let mount = mounts
+/// The lower directories of the overlay mounted at `rootfs`, uppermost first; none where the kernel does not tell them in one
+/// piece.
+pub fn lower_dirs(rootfs: &Path) -> io::Result<Vec<PathBuf>> {
+    let rootfs = rootfs.canonicalize()?;
+    let mounts = Process::myself()
+        .and_then(|process| process.mountinfo())
+        .map_err(io::Error::other)?;
+    Ok(lowers(&rootfs, &mounts.0))
+}
+
+fn lowers(rootfs: &Path, mounts: &[MountInfo]) -> Vec<PathBuf> {
+    let told = mount_at(rootfs, mounts)
+        .and_then(|mount| mount.super_options.get("lowerdir"))
+        .and_then(Option::as_deref)
+        .map(|lower| unescape(OsStr::new(lower)))
+        .unwrap_or_default();
+    let named = split_at_colons(told.as_bytes());
+    let found = named.into_iter().map(|lower| {
+        let mut candidates = rootfs.ancestors().map(|ancestor| ancestor.join(&lower));
+        candidates.find(|candidate| candidate.is_dir())
+    });
+    // A part of them would be wrong by what the others hold.
+    found.collect::<Option<_>>().unwrap_or_default()
+}
+
+/// In a list of directories a colon of a name has a backslash before it, and so has a backslash.
+fn split_at_colons(list: &[u8]) -> Vec<PathBuf> {
+    let mut names = vec![Vec::new()];
+    let mut bytes = list.iter();
+    while let Some(byte) = bytes.next() {
+        match (byte, names.last_mut()) {
+            (b':', _) => names.push(Vec::new()),
+            (b'\\', Some(name)) => name.extend(bytes.next()),
+            (byte, Some(name)) => name.push(*byte),
+            (_, None) => {}
+        }
+    }
+    names.retain(|name| !name.is_empty());
+    names
+        .into_iter()
+        .map(|name| OsString::from_vec(name).into())
+        .collect()
+}
+
+/// Of mounts on one another the last in the list is the one that is seen.
+fn mount_at<'a>(rootfs: &Path, mounts: &'a [MountInfo]) -> Option<&'a MountInfo> {
+    mounts
         .iter()
         .rfind(|mount| unescape(mount.mount_point.as_os_str()) == rootfs.as_os_str())
-        .ok_or_else(|| refuse("is no mount point of this mount namespace"))?;
+}
+
+fn find(rootfs: &Path, mounts: &[MountInfo]) -> io::Result<PathBuf> {
+    let refuse = |reason: &str| io::Error::other(format!("{} {reason}", rootfs.display()));
+    let mount =
+        mount_at(rootfs, mounts).ok_or_else(|| refuse("is no mount point of this mount namespace"))?;
     if mount.fs_type != "overlay" {
         let reason = format!(
             "is a mount of {}, not an overlay: use the overlay2 storage driver",
@@ -114,6 +162,27 @@ mod tests {
         assert_eq!(
             find(&merged, &mounts(&[&line])).unwrap(),
             home.path().join("id/diff")
+        );
+    }
+
+    #[test]
+    fn lower_directories_are_told_all_or_none() {
+        let home = tempfile::tempdir().unwrap();
+        for name in ["l/A", "l/B", "id/merged"] {
+            std::fs::create_dir_all(home.path().join(name)).unwrap();
+        }
+        let merged = home.path().join("id/merged");
+        let told = |lower: &str| {
+            let at = merged.display();
+            let line = format!("30 1 0:30 / {at} rw - overlay overlay rw,lowerdir={lower},upperdir=id/diff");
+            lowers(&merged, &mounts(&[&line]))
+        };
+        let (a, b) = (home.path().join("l/A"), home.path().join("l/B"));
+        assert_eq!(told("l/B:l/A"), [b, a]);
+        assert!(told("l/B:l/gone").is_empty());
+        assert_eq!(
+            split_at_colons(br"a\:b:c\\d"),
+            [Path::new("a:b"), Path::new(r"c\d")]
         );
     }
 

@@ -94,7 +94,7 @@ pub(super) fn write_settled(
 
 impl Entry {
     /// Whether a file found later is the one that was indexed: a number that became free may serve another sort.
-    fn is_still(&self, status: &Stat) -> bool {
+    pub(super) fn is_still(&self, status: &Stat) -> bool {
         let sort = FileType::from_raw_mode(status.st_mode);
         let is_sort = match self.kind {
             Kind::Directory { .. } => sort.is_dir(),
@@ -108,7 +108,7 @@ impl Entry {
         is_sort && (status.st_dev, status.st_ino) == self.inode
     }
 
-    fn is_linked(&self) -> bool {
+    pub(super) fn is_linked(&self) -> bool {
         self.n_links > 1 && !matches!(self.kind, Kind::Directory { .. }) && !self.kind.is_absent()
     }
 }
@@ -360,18 +360,26 @@ impl Pass<'_> {
         self.out.flush().map_err(DeltaError::Stream)
     }
 
-    /// The extended attributes that mean the same on another host.
     fn portable_attributes(&self, path: &Path, place: &Place<'_>) -> Result<Vec<Attribute>, Sending> {
-        let mut attributes = place.attributes().map_err(|error| Sending::from(path, error))?;
-        attributes.retain(|(name, _)| !belongs_to_host(name));
-        if self.is_layer {
-            for (name, _) in &attributes {
-                check_note(path, name)?;
-            }
-            attributes.retain(|(name, _)| as_overlay_note(name).is_none());
-        }
-        Ok(attributes)
+        portable_attributes(self.is_layer, path, place)
     }
+}
+
+/// The extended attributes that mean the same on another host.
+pub(super) fn portable_attributes(
+    is_layer: bool,
+    path: &Path,
+    place: &Place<'_>,
+) -> Result<Vec<Attribute>, Sending> {
+    let mut attributes = place.attributes().map_err(|error| Sending::from(path, error))?;
+    attributes.retain(|(name, _)| !belongs_to_host(name));
+    if is_layer {
+        for (name, _) in &attributes {
+            check_note(path, name)?;
+        }
+        attributes.retain(|(name, _)| as_overlay_note(name).is_none());
+    }
+    Ok(attributes)
 }
 
 /// Refuses a file of a layer that is not what it seems.
@@ -398,14 +406,14 @@ fn check_note(path: &Path, attribute: &[u8]) -> Result<(), DeltaError> {
 }
 
 /// Why a name was not sent.
-enum Sending {
+pub(super) enum Sending {
     /// The running container was quicker; the next pass decides.
     Vanished,
     Failed(DeltaError),
 }
 
 impl Sending {
-    fn from(path: &Path, error: Errno) -> Self {
+    pub(super) fn from(path: &Path, error: Errno) -> Self {
         if has_vanished(error) {
             Self::Vanished
         } else {
@@ -438,7 +446,7 @@ fn metadata<'a>(status: &Stat, attributes: &'a [Attribute]) -> Metadata<'a> {
     }
 }
 
-fn times(status: &Stat) -> Times {
+pub(super) fn times(status: &Stat) -> Times {
     Times {
         accessed: (status.st_atime, status.st_atime_nsec as u32),
         modified: (status.st_mtime, status.st_mtime_nsec as u32),

@@ -20,6 +20,7 @@ pub mod standstill;
 mod tasks;
 #[cfg(test)]
 mod tests;
+pub mod whole;
 pub mod wire;
 
 pub use crate::sys::unacknowledged;

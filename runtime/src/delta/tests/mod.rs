@@ -9,3 +9,4 @@ mod hostile;
 mod overlay;
 mod plain;
 mod random;
+mod tars;
