@@ -19,7 +19,7 @@ CHAOS ?=
 # What the tests are given besides: `make test TESTS=test_shim`, `make test TESTS="--runtime io.containerd.runc.v2"`.
 TESTS ?=
 
-.PHONY: help setup build release-shim release install uninstall package lint test test-all test-vm package-test nova bench-shim bench-move chaos fuzz demo lab \
+.PHONY: help setup build release-shim release install uninstall package lint test test-all test-vm package-test nova bench-shim bench-move bench-archive chaos fuzz demo lab \
 	lab-down lab-status
 
 help: ## print this list
@@ -79,6 +79,9 @@ bench-shim: release-shim ## measure the shim's memory and times beside the stock
 
 bench-move: release ## measure the downtime of a move beside podman's checkpoint and restore; best on a quiet machine
 	GODWIT_BINARIES=$(RELEASE_DIR) integration/bench-move $(BENCH)
+
+bench-archive: release ## measure exports and imports beside podman's checkpoint and restore; best on a quiet machine
+	GODWIT_BINARIES=$(RELEASE_DIR) integration/bench-archive $(BENCH)
 
 chaos: build ## strike moves with faults in every phase, 200 times, and check that nobody is harmed
 	integration/chaos $(CHAOS)

@@ -28,8 +28,8 @@ PROGRAMS = [
     "prometheus-pushgateway", "python3-minimal", "redis-server",
 ]  # fmt: skip
 PACKAGES = ENGINE + PROGRAMS
-# What `make bench-move` measures us beside, and what copies its archives; only the base it asks for has it.
-PEER = ["conmon", "netavark", "podman", "socat", "zstd"]
+# What archives of ours and theirs cross to, and what `make bench-move` and `make bench-archive` measure us beside.
+PEER = ["checkpointctl", "conmon", "netavark", "podman", "socat", "zstd"]
 # Raise it when the steps below change what they produce.
 RECIPE_VERSION = 2
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"

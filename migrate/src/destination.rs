@@ -11,19 +11,16 @@ use std::time::Instant;
 
 use godwit_runtime::control::create_private_dir;
 use godwit_runtime::delta;
-use tokio::time::{sleep, timeout};
 
 use crate::clock::Clock;
 use crate::container_log::Reserve;
 use crate::deadlines;
-use crate::engine::Created;
 use crate::failure::{Failure, Problem};
 use crate::host::Host;
 use crate::image_stream;
 use crate::journal::{Journal, Mark, Opened};
-use crate::lease::Lease;
 use crate::link::Link;
-use crate::made::{Made, start_ended};
+use crate::made::Made;
 use crate::message::{Message, Offer, Purpose};
 use crate::pages::relay::Relay;
 use crate::pages::store::Store;
@@ -35,14 +32,7 @@ use crate::protocol::Word;
 use crate::protocol::destination::{Deed, Event, State};
 use crate::recovery;
 use crate::run::{self, Boxed, Row, Side};
-use crate::shim::{SHIM_PROTOCOL, ShimClient};
 use crate::volumes::arrive::Arriving;
-
-/// The state in which a shim waits for an image.
-const AWAITING_IMAGE: &str = "awaiting-image";
-
-/// How long to wait for the reason why a start failed, from whoever knows it better than the engine.
-const REASON_DEADLINE: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// One move, seen from its destination.
 pub struct Destination {
@@ -60,7 +50,6 @@ pub struct Destination {
     relay: Option<Relay>,
     state: State,
     made: Made,
-    shim: Option<Arc<dyn ShimClient>>,
     rootfs: PathBuf,
     volumes: Arriving,
     log: Option<Reserve>,
@@ -92,7 +81,6 @@ pub async fn run(
         relay: None,
         state: State::Unopened,
         made: Made::default(),
-        shim: None,
         rootfs: PathBuf::new(),
         volumes: Arriving::default(),
         log: None,
@@ -207,6 +195,7 @@ impl Destination {
             peer: self.link.peer().into(),
             container: offer.container.clone(),
             options: offer.options.clone(),
+            archive: false,
         };
         let noted = |error| Problem::io("the journal", &error);
         let journal = Journal::open(&self.host.places, opened).await.map_err(noted)?;
@@ -244,15 +233,10 @@ impl Destination {
         }
         self.volumes.receive_first(&mut self.link).await?;
         self.step(Event::Did(Deed::Start))?;
-        self.made.lease = Some(
-            Lease::issue(&self.host.places, &created, &self.migration, None)
-                .map_err(|error| Problem::failed(error.to_string()))?,
-        );
-        let started = created.clone();
-        self.made.starting = Some(tokio::spawn(
-            async move { engine.start(&started, &container).await },
-        ));
-        self.await_shim(&created).await?;
+        self.made
+            .start(&self.host, &self.migration, &created, container)?;
+        let wait = self.made.await_shim(&self.host, &created);
+        self.rootfs = self.link.during(wait).await?;
         if self.pre_copy {
             let store = Store::create(&self.host.places.kept(&self.migration))
                 .map_err(|error| Problem::io("where memory is kept", &error))?;
@@ -313,49 +297,6 @@ impl Destination {
         };
         let (log, _) = self.link.receive_bulk_blocking(begin).await?;
         self.log = Some(log);
-        Ok(())
-    }
-
-    /// Waits until the engine's start has come to the point where the shim waits for its image.
-    async fn await_shim(&mut self, created: &Created) -> Result<(), Problem> {
-        let host = Arc::clone(&self.host);
-        let Made { starting, lease, .. } = &mut self.made;
-        let look = async {
-            loop {
-                let lease_taken = lease.as_ref().is_some_and(|lease| lease.is_claimed());
-                if lease_taken
-                    && let Some(shim) = host
-                        .shims
-                        .find(Role::Destination, &created.namespace, &created.id)
-                        .await?
-                {
-                    let view = shim.inspect().await?;
-                    if view.protocol != SHIM_PROTOCOL {
-                        return Err(Problem::failed(format!(
-                            "the shim speaks version {} of godwit.v1.Container and this agent {SHIM_PROTOCOL}",
-                            view.protocol
-                        )));
-                    }
-                    if view.state == AWAITING_IMAGE {
-                        return Ok((shim, view.rootfs));
-                    }
-                }
-                sleep(deadlines::LOOK_AGAIN).await;
-            }
-        };
-        let wait = async {
-            tokio::select! {
-                found = look => found,
-                problem = start_ended(starting) => Err(problem),
-                () = sleep(deadlines::AWAITING_IMAGE) => Err(Problem::failed(format!(
-                    "no shim of Godwit waits for the image after {} s: is containerd-shim-godwit-v2 installed?",
-                    deadlines::AWAITING_IMAGE.as_secs()
-                ))),
-            }
-        };
-        let (shim, rootfs) = self.link.during(wait).await?;
-        self.shim = Some(shim);
-        self.rootfs = rootfs;
         Ok(())
     }
 
@@ -438,26 +379,11 @@ impl Destination {
     }
 
     async fn restore(&mut self) -> Result<(), Problem> {
-        let shim = self
-            .shim
-            .clone()
-            .ok_or_else(|| Problem::failed("no shim waits for the image"))?;
         let (image, verdict) = (self.image_dir(), self.host.places.verdict(&self.migration));
         let pages = self.host.places.pages_socket(&self.migration);
         let pages = self.relay.as_ref().map(|_| pages.as_path());
         self.step(Event::Did(Deed::Restore))?;
-        let starting = &mut self.made.starting;
-        let restore = async {
-            let mut restore = std::pin::pin!(shim.restore(&image, &verdict, pages));
-            tokio::select! {
-                steps = &mut restore => Ok(steps?),
-                // Both fail when a restore fails, and the shim tells more of it than the engine.
-                problem = start_ended(starting) => match timeout(REASON_DEADLINE, restore).await {
-                    Ok(Err(error)) => Err(error.into()),
-                    Ok(Ok(_)) | Err(_) => Err(problem),
-                },
-            }
-        };
+        let restore = self.made.restore(&image, &verdict, pages);
         let since = Instant::now();
         let steps = self.link.during(restore).await?;
         self.clock.extend_since(since, steps);

@@ -177,6 +177,8 @@ pub enum Code {
     Checkpoint,
     /// Which modes of a move both hosts are able to do.
     Modes,
+    /// An archive that is to be imported.
+    Archive,
     // -- hosts, alone and compared
     /// The architecture of the processor.
     Architecture,

@@ -36,6 +36,9 @@ pub struct Opened {
     /// What was asked of the move.
     #[serde(default)]
     pub options: MoveOptions,
+    /// It is an export to an archive, or an import from one: there is no other host.
+    #[serde(default)]
+    pub archive: bool,
 }
 
 /// What comes after it.
@@ -173,6 +176,15 @@ impl Found {
     /// Removes the directories of moves that have no journal: their agent died when it began it, or after it had removed
     /// it. Only for an agent that starts.
     pub fn sweep(places: &Places) -> io::Result<()> {
+        let memory = fs::read_dir(places.run.join("migrations"));
+        for entry in memory.into_iter().flatten().flatten() {
+            // An import has this before it has a journal.
+            if let Ok(migration) = MigrationId::try_from(entry.file_name().to_string_lossy().into_owned())
+                && matches!(Self::read(&places.of(&migration)), Ok(None))
+            {
+                remove_tree(&entry.path())?;
+            }
+        }
         let Ok(entries) = fs::read_dir(places.journals()) else {
             return Ok(());
         };
@@ -275,6 +287,7 @@ mod tests {
                 description: serde_json::Value::Null,
             },
             options: MoveOptions::default(),
+            archive: false,
         };
         let journal = Journal::open(&places, opened).await.unwrap();
         journal.note(Mark::Creating).await.unwrap();

@@ -1,6 +1,7 @@
 //! The mover: the protocol between two hosts, the agent and its engines.
 
 pub mod agent;
+pub mod archive;
 pub mod bandwidth;
 pub mod bulk;
 pub mod ca;

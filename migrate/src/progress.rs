@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::archive::Summary;
 use crate::clock::Report;
 use crate::failure::Failure;
 use crate::pages::rounds::Round;
@@ -88,6 +89,11 @@ pub enum Event {
     Report {
         /// All figures.
         report: Box<Report>,
+    },
+    /// The last line of an export or import that succeeded.
+    Archive {
+        /// What it came to.
+        archive: Summary,
     },
     /// The last line of one that did not.
     Error {

@@ -15,6 +15,7 @@ use godwit_runtime::verdict::{self, Verdict};
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 
+use crate::archive;
 use crate::deadlines;
 use crate::engine::{Container, Created, EngineError};
 use crate::failure::{Failure, Problem};
@@ -61,6 +62,7 @@ pub async fn recover(host: Arc<Host>, found: Found) -> Option<&'static str> {
             return None;
         }
         let outcome = match found.opened.role {
+            _ if found.opened.archive => archive::recovery::recover(&host, &found).await,
             Role::Source => source::recover(&host, &found).await,
             Role::Destination => destination::recover(&host, &found).await,
         };
@@ -245,7 +247,11 @@ pub async fn rearm_restart(host: &Host, container: &Container) -> Result<(), Str
 }
 
 /// Destination: an agent died between asking the engine for volumes and a container and writing down the container's id.
-async fn remove_unfinished(host: &Host, migration: &MigrationId, offered: &Container) -> Result<(), String> {
+pub async fn remove_unfinished(
+    host: &Host,
+    migration: &MigrationId,
+    offered: &Container,
+) -> Result<(), String> {
     let remove = async {
         let engine = host.engines.of(&offered.engine)?;
         match engine.inspect(&offered.name).await {

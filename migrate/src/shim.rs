@@ -51,6 +51,8 @@ pub struct ShimView {
     pub pid: u32,
     /// The container's root as mounted on this host.
     pub rootfs: PathBuf,
+    /// The container's bundle.
+    pub bundle: PathBuf,
     /// Processes exec'ed into it.
     pub execs: Vec<String>,
     /// Whether memory of it is still on another host.
@@ -121,6 +123,7 @@ pub struct HostShims;
 
 struct TtrpcShim {
     id: String,
+    bundle: PathBuf,
     role: Role,
     client: ContainerClient,
 }
@@ -151,6 +154,7 @@ impl Shims for HostShims {
         .map_err(|error| fail(format!("{}: {error}", record.address)))?;
         Ok(Some(Arc::new(TtrpcShim {
             id: id.into(),
+            bundle: record.bundle,
             role,
             client: ContainerClient::new(client),
         })))
@@ -214,6 +218,7 @@ impl ShimClient for TtrpcShim {
             state: response.state,
             pid: response.pid,
             rootfs: response.rootfs.into(),
+            bundle: self.bundle.clone(),
             execs: response.execs,
             fetching_memory: response.fetching_memory,
         })

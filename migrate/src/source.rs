@@ -273,6 +273,7 @@ impl Source {
             peer: self.link.peer().into(),
             container: self.container.clone(),
             options: self.options.clone(),
+            archive: false,
         };
         let journal = Journal::open(&self.host.places, opened)
             .await

@@ -5,6 +5,7 @@
 //! `POST /v1/migrations/ID/force-complete` has it freeze the container now. What there is to know of moves, `migrations` answers.
 //! `POST /v1/plan` answers what such a move would find, `GET /v1/doctor` how this host is and `POST /v1/inspect` what there is in a
 //! container, all without touching anything. `POST /v1/restore` restores a stopped container in place.
+//! Containers go into archives and come out of them by `archives`.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -16,7 +17,7 @@ use axum::body::{Body, Bytes};
 use axum::extract::{Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{MethodRouter, delete, get, post};
+use axum::routing::{MethodRouter, delete, get, post, put};
 use axum::{Json, Router};
 use hyper::body::Frame;
 use serde::{Deserialize, Serialize};
@@ -25,7 +26,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::agent::peers::unknown_host;
-use crate::agent::{Agent, containers, inspections, migrations, registry, rescue, restores};
+use crate::agent::{Agent, archives, containers, inspections, migrations, registry, rescue, restores};
 use crate::clock::Report;
 use crate::doctor::{self, Diagnosis};
 use crate::engine::set::Choice;
@@ -44,7 +45,7 @@ use crate::source;
 const TRANSFER_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Lines queued for a viewer that reads slowly; the viewer's task waits, the move does not.
-const LINES_BOUND: usize = 16;
+pub(super) const LINES_BOUND: usize = 16;
 
 /// `POST /v1/migrations` and `POST /v1/plan`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -125,6 +126,11 @@ const ROUTES: &[Route] = &[
     }),
     ("get", "/v1/migrations/{id}/recover", || get(rescue::advise)),
     ("post", "/v1/migrations/{id}/recover", || post(rescue::decide)),
+    ("post", "/v1/exports", || post(archives::export)),
+    ("get", "/v1/exports/{id}/archive", || get(archives::archive)),
+    ("post", "/v1/exports/{id}/stored", || post(archives::stored)),
+    ("post", "/v1/imports", || post(archives::import)),
+    ("put", "/v1/imports/{id}/archive", || put(archives::bring)),
     ("post", "/v1/plan", || post(plan)),
     ("post", "/v1/inspect", || post(inspections::inspect)),
     ("post", "/v1/restore", || post(restores::restore)),
@@ -269,12 +275,13 @@ async fn migrate(
         });
         drop((claim, listing, observer));
         mover.recover_rest(&migration);
-        let _ = tell_end.send(outcome);
+        let _ = tell_end.send(outcome.map(|report| Event::Report {
+            report: Box::new(report),
+        }));
     });
     let (lines, body) = mpsc::channel(LINES_BOUND);
     tokio::spawn(view(started, watched, events, end, lines));
-    let headers = [(header::CONTENT_TYPE, "application/x-ndjson")];
-    Ok((headers, Body::new(Lines(body))).into_response())
+    Ok(streamed(body))
 }
 
 async fn move_away(
@@ -315,11 +322,11 @@ async fn move_away(
 }
 
 /// Writes a move's events as lines for one viewer, until the move or the viewer ends.
-async fn view(
+pub(super) async fn view(
     started: Event,
     observer: Observer,
     mut events: mpsc::Receiver<Event>,
-    mut end: oneshot::Receiver<Result<Report, Failure>>,
+    mut end: oneshot::Receiver<Result<Event, Failure>>,
     lines: mpsc::Sender<Bytes>,
 ) {
     let mut ticks = interval(TRANSFER_INTERVAL);
@@ -356,11 +363,9 @@ async fn view(
     }
 }
 
-fn last(outcome: Result<Result<Report, Failure>, oneshot::error::RecvError>) -> Event {
+fn last(outcome: Result<Result<Event, Failure>, oneshot::error::RecvError>) -> Event {
     match outcome {
-        Ok(Ok(report)) => Event::Report {
-            report: Box::new(report),
-        },
+        Ok(Ok(event)) => event,
         Ok(Err(error)) => Event::Error {
             message: error.to_string(),
             error,
@@ -384,8 +389,14 @@ fn line(event: &Event) -> Bytes {
     json.into()
 }
 
+/// An answer of lines as they come.
+pub(super) fn streamed(lines: mpsc::Receiver<Bytes>) -> Response {
+    let headers = [(header::CONTENT_TYPE, "application/x-ndjson")];
+    (headers, Body::new(Lines(lines))).into_response()
+}
+
 /// A body whose pieces come from a queue.
-struct Lines(mpsc::Receiver<Bytes>);
+pub(super) struct Lines(pub(super) mpsc::Receiver<Bytes>);
 
 impl hyper::body::Body for Lines {
     type Data = Bytes;

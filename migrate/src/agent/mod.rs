@@ -4,6 +4,7 @@
 //! It holds no migration logic: `source`, `destination` and `recovery` do. It decides only who may begin one.
 
 pub mod api;
+pub mod archives;
 pub mod containers;
 pub mod inspections;
 pub mod migrations;
@@ -25,6 +26,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::archive::board::Board;
 use crate::bandwidth::Bucket;
 use crate::config::AgentConfig;
 use crate::engine::containerd::Containerd;
@@ -35,7 +37,7 @@ use crate::history::{Ending, History, Record};
 use crate::host::{Host, Tools};
 use crate::journal::{Found, Opened};
 use crate::metrics::Metrics;
-use crate::pages::serve::Board;
+use crate::pages::serve;
 use crate::places::{MigrationId, Places};
 use crate::recovery;
 use crate::shim::HostShims;
@@ -79,6 +81,8 @@ pub struct Agent {
     pub tls: PathBuf,
     /// Moves under way.
     pub registry: Registry,
+    /// Archives that clients store or bring.
+    pub archives: Board,
     /// Moves that are over.
     pub history: History,
     /// What was counted of them.
@@ -134,7 +138,7 @@ pub async fn run(config: AgentConfig, stop: CancellationToken) -> Result<(), Age
             engines,
             shims: Arc::new(HostShims),
             peers: Arc::clone(&peers) as Arc<dyn crate::host::Peers>,
-            board: Board::default(),
+            board: serve::Board::default(),
             places,
             tools: Tools::default(),
             upper_dir: delta::upper_dir,
@@ -143,6 +147,7 @@ pub async fn run(config: AgentConfig, stop: CancellationToken) -> Result<(), Age
         }),
         tls: config.tls,
         registry: Registry::default(),
+        archives: Board::default(),
         history,
         metrics: Metrics::default(),
         rescues: tokio::sync::Mutex::default(),
@@ -205,7 +210,9 @@ impl Agent {
             let _claim: Result<_, Busy> = claim;
             tokio::select! {
                 ended = recovery::recover(Arc::clone(&agent.host), found) => {
-                    if let Some(note) = ended {
+                    if let Some(note) = ended
+                        && !opened.archive
+                    {
                         agent.finish_recovered(&opened, note);
                     }
                 }

@@ -76,7 +76,7 @@ pub fn clock_millis() -> u64 {
 }
 
 /// Which cgroups containers of this host are given.
-fn cgroup_version() -> u8 {
+pub fn cgroup_version() -> u8 {
     match get_cgroup_setup() {
         Ok(CgroupSetup::Unified) => 2,
         Ok(CgroupSetup::Legacy | CgroupSetup::Hybrid) | Err(_) => 1,

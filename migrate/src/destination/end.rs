@@ -41,30 +41,7 @@ impl Destination {
 
     async fn remove_all(&mut self) -> Result<(), String> {
         let _ = self.volumes.finish_making().await;
-        if self.made.creating.is_some() {
-            // A create that failed has left nothing; the failure itself is told already.
-            let _ = self.made.finish_creating().await;
-        }
-        if let Some(lease) = self.made.lease.take() {
-            lease.withdraw();
-        }
-        if let Some(shim) = &self.shim {
-            // What the shim has to say of a restore that failed by itself is known already.
-            if let Err(error) = shim.finish_restore().await {
-                log::debug!("migration {}: {error}", self.migration);
-            }
-        }
-        if let Some(starting) = self.made.starting.take() {
-            let _ = timeout(deadlines::START_FAILED, starting).await;
-        }
-        if let Some(created) = self.made.created.take()
-            && let Some(engine) = &self.made.engine
-        {
-            engine
-                .unmake(&created.namespace, &created.id)
-                .await
-                .map_err(|error| error.to_string())?;
-        }
+        self.made.remove_all().await?;
         volumes::arrive::undo(&self.host, &self.migration).await
     }
 
@@ -123,7 +100,7 @@ impl Destination {
         let Some(created) = self.made.created.clone() else {
             return;
         };
-        match recovery::finish_restore(&self.host, &created, self.shim.clone()).await {
+        match recovery::finish_restore(&self.host, &created, self.made.shim.clone()).await {
             Ok(shim_steps) => {
                 self.clock.extend_since(since, shim_steps);
                 self.clock.step("resume", since);

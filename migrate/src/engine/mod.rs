@@ -205,6 +205,11 @@ pub trait Engine: Send + Sync {
     /// Whether the engine has the container's image.
     async fn has_image(&self, container: &Container) -> Result<bool, EngineError>;
 
+    /// The id of the image of this name, if it is here.
+    async fn find_image(&self, _name: &str) -> Result<Option<String>, EngineError> {
+        Ok(None)
+    }
+
     /// What the layers of the container's image hold, about; `None` if the engine does not say.
     async fn image_bytes(&self, _container: &Container) -> Result<Option<u64>, EngineError> {
         Ok(None)
@@ -268,6 +273,11 @@ pub trait Engine: Send + Sync {
 
     /// Lets the engine start the container again as it was described, whatever it is told now. May be repeated.
     async fn rearm_restart(&self, container: &Container) -> Result<(), EngineError>;
+
+    /// The same for one that has been stopped for good, as by an operator: it is not started again now.
+    async fn rearm_stopped(&self, container: &Container) -> Result<(), EngineError> {
+        self.rearm_restart(container).await
+    }
 
     /// The file a container's log so far lies in, if the engine keeps one that can be carried over.
     async fn log_path(&self, created: &Created) -> Result<Option<PathBuf>, EngineError>;

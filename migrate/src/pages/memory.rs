@@ -48,6 +48,39 @@ impl Memory {
         })
     }
 
+    /// All memory of these tasks, by their pids in images, of the container whose first process is `init`.
+    pub fn of_tasks(tasks: &[u32], init: u32) -> io::Result<Self> {
+        let there = pids_in_namespace_of(init)?;
+        // A zombie has no memory, and is no process to find either, once it was waited for.
+        let tasks = tasks.iter().filter(|pid| there.contains_key(pid));
+        let tasks: Vec<Task> = tasks
+            .map(|pid| Task {
+                pid: *pid,
+                ranges: Vec::new(),
+            })
+            .collect();
+        let open = |task: &Task| {
+            let pid = there.get(&task.pid).copied().unwrap_or_default();
+            Ok((Pid::from_raw(pid), File::open(format!("/proc/{pid}/mem"))?))
+        };
+        Ok(Self {
+            here: tasks.iter().map(open).collect::<io::Result<_>>()?,
+            indices: tasks.iter().map(|task| task.pid).zip(0..).collect(),
+            tasks,
+        })
+    }
+
+    /// Reads the memory at `address` of the task that images call `pid`.
+    pub fn read_at(&self, pid: u32, address: u64, buffer: &mut [u8]) -> io::Result<()> {
+        let (here, memory) = self
+            .index_of(pid)
+            .map(|index| &self.here[index])
+            .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("process {pid} is gone")))?;
+        let n_read = read_from(here.as_raw(), memory, address, buffer);
+        // What could not be read is tried once more, for the reason why.
+        memory.read_exact_at(&mut buffer[n_read..], address + n_read as u64)
+    }
+
     /// The tasks with their pages.
     pub fn tasks(&self) -> &[Task] {
         &self.tasks
@@ -79,10 +112,7 @@ impl Memory {
 
     /// Reads pages into `buffer`, which has exactly their size.
     pub fn read(&self, run: Run, buffer: &mut [u8]) -> io::Result<()> {
-        let (pid, memory) = &self.here[run.task];
-        let n_read = read_from(pid.as_raw(), memory, run.address, buffer);
-        // What could not be read is tried once more, for the reason why.
-        memory.read_exact_at(&mut buffer[n_read..], run.address + n_read as u64)
+        self.read_at(self.pid_of(run.task), run.address, buffer)
     }
 }
 

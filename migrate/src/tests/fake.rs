@@ -80,6 +80,10 @@ impl Fake {
         self.directory.join("rootfs")
     }
 
+    pub(super) fn bundle(&self) -> PathBuf {
+        self.directory.join("bundle")
+    }
+
     pub(super) fn log(&self) -> PathBuf {
         self.directory.join("log")
     }
@@ -151,6 +155,23 @@ impl Fake {
     }
 }
 
+/// A container of this engine that has no volumes.
+pub(super) fn container() -> Container {
+    Container {
+        engine: "fake".into(),
+        id: SOURCE_ID.into(),
+        name: NAME.into(),
+        namespace: "moby".into(),
+        image_name: "redis:8".into(),
+        image_id: IMAGE.into(),
+        runtime: "io.containerd.godwit.v2".into(),
+        running: true,
+        networks: Vec::new(),
+        mounts: Vec::new(),
+        description: serde_json::Value::Null,
+    }
+}
+
 fn shim_error(call: &'static str, reason: &str) -> ShimError {
     ShimError {
         container: NAME.into(),
@@ -173,17 +194,11 @@ impl Engine for Fake {
             .find(|(id, name)| *id == container || *name == container);
         let (id, name) = found.ok_or_else(|| EngineError::NoSuchContainer(container.into()))?;
         Ok(Container {
-            engine: "fake".into(),
             id: id.clone(),
             name: name.clone(),
-            namespace: "moby".into(),
-            image_name: "redis:8".into(),
-            image_id: IMAGE.into(),
-            runtime: "io.containerd.godwit.v2".into(),
             running: self.tasks() == Tasks::Running,
-            networks: Vec::new(),
             mounts: self.mounts(),
-            description: serde_json::Value::Null,
+            ..self::container()
         })
     }
 
@@ -363,6 +378,7 @@ impl ShimClient for FakeShim {
             // It has no processes: those of this machine are none of its.
             pid: 0,
             rootfs: self.0.rootfs(),
+            bundle: self.0.bundle(),
             execs: Vec::new(),
             fetching_memory: false,
         })

@@ -56,6 +56,7 @@ async fn pages_are_for_the_destination_that_the_journal_names_and_only_while_the
         peer: "hb".into(),
         container,
         options: MoveOptions::default(),
+        archive: false,
     };
     Journal::open(&host.places, opened).await.unwrap();
     assert!(

@@ -128,6 +128,7 @@ async fn a_container_that_is_given_up_takes_the_volumes_along_that_were_made_for
         peer: "ha".into(),
         container,
         options: MoveOptions::default(),
+        archive: false,
     };
     let journal = Journal::open(&host.places, opened).await.unwrap();
     let claim = Claim {

@@ -72,6 +72,8 @@ impl World {
         source.fake.set_tasks(Tasks::Running);
         fs::write(source.fake.rootfs().join("first"), "first").unwrap();
         fs::write(source.fake.log(), "one\n").unwrap();
+        fs::create_dir(source.fake.bundle()).unwrap();
+        fs::write(source.fake.bundle().join("config.json"), r#"{"mounts":[]}"#).unwrap();
         for name in VOLUMES {
             source.fake.make_volume(name);
             fs::write(source.fake.volume(name).join("first"), "first").unwrap();
@@ -284,7 +286,7 @@ impl World {
         self.assert_nothing_left(what);
     }
 
-    fn assert_nothing_left(&self, what: &str) {
+    pub(super) fn assert_nothing_left(&self, what: &str) {
         for place in [&self.source, &self.destination] {
             let places = &place.host.places;
             for directory in [

@@ -95,6 +95,11 @@ impl Arriving {
         Ok(())
     }
 
+    /// Where the content of one goes, once that was located.
+    pub fn path(&self, number: u32) -> Option<&Path> {
+        self.paths.get(&number).map(PathBuf::as_path)
+    }
+
     /// Takes the first round of each, in order.
     pub async fn receive_first(&mut self, link: &mut Link) -> Result<(), Problem> {
         for (number, _) in copied(&self.offered) {

@@ -1,18 +1,21 @@
 //! A client of the agent's local API.
 
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::Context as _;
 use godwit_migrate::agent::api::ErrorView;
 use http_body_util::{BodyExt, Full};
-use hyper::body::{Bytes, Incoming};
+use hyper::body::{Body, Bytes, Frame, Incoming};
 use hyper::client::conn::http1;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 /// The exit code for an agent that is not there.
@@ -62,6 +65,53 @@ pub(crate) async fn send(
     path: &str,
     body: Option<&impl Serialize>,
 ) -> anyhow::Result<Response<Incoming>> {
+    let json = body.map(serde_json::to_vec).transpose()?.unwrap_or_default();
+    let request = request(method, path, Full::new(Bytes::from(json)))?;
+    exchange(socket, request).await
+}
+
+/// Sends what comes from a queue as the body of one request.
+pub(crate) async fn upload(
+    socket: &Path,
+    path: &str,
+    pieces: mpsc::Receiver<std::io::Result<Bytes>>,
+) -> anyhow::Result<()> {
+    let request = request(Method::PUT, path, Pieces(pieces))?;
+    exchange(socket, request).await.map(drop)
+}
+
+fn request<B>(method: Method, path: &str, body: B) -> anyhow::Result<Request<B>> {
+    Ok(Request::builder()
+        .method(method)
+        .uri(path)
+        .header("host", "godwit")
+        .header("content-type", "application/json")
+        .body(body)?)
+}
+
+/// A body whose pieces come from a queue.
+struct Pieces(mpsc::Receiver<std::io::Result<Bytes>>);
+
+impl Body for Pieces {
+    type Data = Bytes;
+    type Error = std::io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<std::io::Result<Frame<Bytes>>>> {
+        self.0
+            .poll_recv(context)
+            .map(|piece| piece.map(|bytes| bytes.map(Frame::data)))
+    }
+}
+
+async fn exchange<B>(socket: &Path, request: Request<B>) -> anyhow::Result<Response<Incoming>>
+where
+    B: Body + Send + 'static,
+    B::Data: Send,
+    B::Error: std::error::Error + Send + Sync + 'static,
+{
     let unreachable = |error| Unreachable {
         socket: socket.into(),
         error,
@@ -72,13 +122,6 @@ pub(crate) async fn send(
         .map_err(unreachable)?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);
-    let json = body.map(serde_json::to_vec).transpose()?.unwrap_or_default();
-    let request = Request::builder()
-        .method(method)
-        .uri(path)
-        .header("host", "godwit")
-        .header("content-type", "application/json")
-        .body(Full::new(Bytes::from(json)))?;
     let response = sender
         .send_request(request)
         .await

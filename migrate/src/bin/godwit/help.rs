@@ -51,6 +51,34 @@ Exit codes:
   5    the agent on this host does not answer
   130  aborted on request; the container runs on here";
 
+pub(crate) const EXPORT: &str = "\
+Examples:
+  godwit export redis -o redis.tar.zst                  redis is stopped, and in the file
+  godwit export redis -o backup.tar --leave-running --compress none
+  godwit export redis -o - | ssh hb godwit import -     through a pipe
+  godwit export birds/counter -o counter.tar.zst        a container of containerd, in namespace birds
+
+Exit codes:
+  0    the archive is stored
+  1    failed; the container runs on, and there is no archive
+  2    wrong usage
+  4    refused; nothing was touched
+  5    the agent on this host does not answer
+  130  aborted on request; the container runs on, and there is no archive";
+
+pub(crate) const IMPORT: &str = "\
+Examples:
+  godwit import redis.tar.zst
+  godwit import redis.tar.zst --name again --publish 6380:6379 --tcp close
+
+Exit codes:
+  0    the container runs here
+  1    failed; nothing of it is left on this host
+  2    wrong usage
+  4    refused; nothing was touched
+  5    the agent on this host does not answer
+  130  aborted on request; nothing of it is left on this host";
+
 pub(crate) const PLAN: &str = "\
 Examples:
   godwit plan redis hb

@@ -4,15 +4,18 @@
 //! a container, an engine or a peer, but `setup` changes an engine's configuration files, `inspect` reads checkpoint images, and
 //! `doctor` looks at this host itself where no agent answers. What a command prints stands in the module of its name.
 
+mod archive;
 mod client;
 mod complete;
 mod containers;
 mod doctor;
 #[cfg(test)]
 mod examples;
+mod export;
 mod findings;
 mod force;
 mod help;
+mod import;
 mod inspect;
 mod logger;
 mod man;
@@ -135,6 +138,28 @@ enum Command {
         #[command(flatten)]
         agent: AgentSocket,
     },
+    /// Store a running container in a file; ^C leaves it running.
+    #[command(after_help = help::EXPORT)]
+    Export {
+        #[command(flatten)]
+        order: export::Order,
+        /// Print one JSON object a line: every phase, and the outcome or the error at last.
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        agent: AgentSocket,
+    },
+    /// Make a running container of an archive.
+    #[command(after_help = help::IMPORT)]
+    Import {
+        #[command(flatten)]
+        order: import::Order,
+        /// Print one JSON object a line: every phase, and the outcome or the error at last.
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        agent: AgentSocket,
+    },
     /// Have a move that still prepares freeze its container now, whatever is left to be sent then.
     #[command(after_help = help::FORCE_COMPLETE)]
     ForceComplete {
@@ -214,6 +239,14 @@ fn main() -> ExitCode {
         Command::Containers { json, agent } => block_on(containers::run(&agent.socket, json)),
         Command::Inspect { order, agent } => block_on(inspect::run(&agent.socket, order)),
         Command::Restore { order, agent } => block_on(restore::run(&agent.socket, order)),
+        Command::Export { order, json, agent } => {
+            let (request, output) = order.split();
+            block_on(export::run(&agent.socket, request, &output, json))
+        }
+        Command::Import { order, json, agent } => {
+            let (request, input) = order.split();
+            block_on(import::run(&agent.socket, request, &input, json))
+        }
         Command::ForceComplete { migration, agent } => block_on(force::complete(&agent.socket, &migration)),
         Command::Migrations { order, json, agent } => {
             let order = order.unwrap_or(migrations::Order::List);
@@ -292,8 +325,11 @@ fn run_agent(path: &std::path::Path) -> anyhow::Result<ExitCode> {
 }
 
 fn block_on(future: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {
-    tokio::runtime::Builder::new_current_thread()
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .build()?
-        .block_on(future)
+        .build()?;
+    let outcome = runtime.block_on(future);
+    // A thread that writes an archive into a pipe may wait for ever for whoever reads it.
+    runtime.shutdown_background();
+    outcome
 }

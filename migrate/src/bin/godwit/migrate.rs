@@ -11,6 +11,7 @@ use anyhow::Context;
 use godwit_migrate::agent::api::MigrateRequest;
 use godwit_migrate::clock::{Outcome, Remains, Report};
 use godwit_migrate::failure::{Cause, Failure};
+use godwit_migrate::finding::Finding;
 use godwit_migrate::mode::Mode;
 use godwit_migrate::pages::rounds::Round;
 use godwit_migrate::phase::Phase;
@@ -67,7 +68,7 @@ pub(crate) async fn run(socket: &Path, request: MigrateRequest, json: bool) -> a
             Event::Started { migration, .. } => abort.migration = Some(migration),
             Event::Report { report } => return Ok(exit_of_report(&report)),
             Event::Error { error, .. } => return Ok(exit_of_failure(&error)),
-            Event::Phase { .. } | Event::Transfer { .. } | Event::Round { .. } => {}
+            Event::Phase { .. } | Event::Transfer { .. } | Event::Round { .. } | Event::Archive { .. } => {}
         }
     }
 }
@@ -103,7 +104,7 @@ fn exit_of_report(report: &Report) -> ExitCode {
     }
 }
 
-fn exit_of_failure(failure: &Failure) -> ExitCode {
+pub(crate) fn exit_of_failure(failure: &Failure) -> ExitCode {
     match failure.cause {
         Cause::Refused(_) => EXIT_REFUSED,
         Cause::Aborted => EXIT_ABORTED,
@@ -113,13 +114,13 @@ fn exit_of_failure(failure: &Failure) -> ExitCode {
 }
 
 /// ^C, translated into a request to the agent.
-struct Abort {
+pub(crate) struct Abort {
     socket: PathBuf,
-    migration: Option<String>,
+    pub(crate) migration: Option<String>,
 }
 
 impl Abort {
-    fn new(socket: &Path) -> Self {
+    pub(crate) fn new(socket: &Path) -> Self {
         Self {
             socket: socket.into(),
             migration: None,
@@ -127,7 +128,7 @@ impl Abort {
     }
 
     /// Waits for ^C and passes it on.
-    async fn asked(&mut self) -> anyhow::Result<()> {
+    pub(crate) async fn asked(&mut self) -> anyhow::Result<()> {
         tokio::signal::ctrl_c().await?;
         let Some(migration) = self.migration.take() else {
             anyhow::bail!("left to the agent: `godwit migrations` shows what it is doing");
@@ -139,13 +140,13 @@ impl Abort {
 }
 
 /// The lines of a body.
-struct Lines {
+pub(crate) struct Lines {
     body: Incoming,
     pending: Vec<u8>,
 }
 
 impl Lines {
-    fn new(body: Incoming) -> Self {
+    pub(crate) fn new(body: Incoming) -> Self {
         Self {
             body,
             pending: Vec::new(),
@@ -153,7 +154,7 @@ impl Lines {
     }
 
     /// The next line without its end; `None` if there is none. May be dropped and called again.
-    async fn next(&mut self) -> anyhow::Result<Option<Vec<u8>>> {
+    pub(crate) async fn next(&mut self) -> anyhow::Result<Option<Vec<u8>>> {
         loop {
             if let Some(end) = self.pending.iter().position(|byte| *byte == b'\n') {
                 let rest = self.pending.split_off(end + 1);
@@ -175,14 +176,14 @@ impl Lines {
 }
 
 /// The ways to show a move.
-enum View {
+pub(crate) enum View {
     Json,
     Plain,
     Bar(ProgressBar),
 }
 
 impl View {
-    fn new(json: bool) -> Self {
+    pub(crate) fn new(json: bool) -> Self {
         if json {
             return Self::Json;
         }
@@ -196,7 +197,7 @@ impl View {
     }
 
     /// Says something that is no event.
-    fn say(&self, text: &str) {
+    pub(crate) fn say(&self, text: &str) {
         match self {
             Self::Json => {}
             Self::Plain => eprintln!("{text}"),
@@ -204,7 +205,7 @@ impl View {
         }
     }
 
-    fn show(&self, event: &Event, line: &[u8]) -> anyhow::Result<()> {
+    pub(crate) fn show(&self, event: &Event, line: &[u8]) -> anyhow::Result<()> {
         if let Self::Json = self {
             let mut out = std::io::stdout().lock();
             out.write_all(line)?;
@@ -212,7 +213,7 @@ impl View {
             return Ok(out.flush()?);
         }
         match event {
-            Event::Started { .. } => {}
+            Event::Started { .. } | Event::Archive { .. } => {}
             Event::Phase {
                 phase,
                 state: PhaseState::Begin,
@@ -275,7 +276,7 @@ impl View {
         }
     }
 
-    fn clear(&self) {
+    pub(crate) fn clear(&self) {
         if let Self::Bar(bar) = self {
             bar.finish_and_clear();
         }
@@ -295,17 +296,18 @@ fn round_line(round: &Round, predicted_downtime_ms: u64) -> String {
 
 fn sentence(error: &Failure, message: &str) -> String {
     match &error.cause {
-        Cause::Refused(reasons) if reasons.len() > 1 => {
-            let told: String = reasons.iter().map(|reason| format!("\n  - {reason}")).collect();
-            format!("refused, nothing was touched:{told}")
-        }
-        Cause::Refused(reasons) => format!(
-            "refused, nothing was touched: {}",
-            reasons.iter().map(ToString::to_string).collect::<String>()
-        ),
+        Cause::Refused(found) => format!("refused, nothing was touched:{}", reasons(found)),
         Cause::Aborted | Cause::Lost(_) | Cause::Protocol(_) | Cause::Failed(_) => {
             format!("{message}\nthe container was not moved")
         }
+    }
+}
+
+/// Objections, each on a line where there are several.
+pub(crate) fn reasons(found: &[Finding]) -> String {
+    match found {
+        [one] => format!(" {one}"),
+        several => several.iter().map(|reason| format!("\n  - {reason}")).collect(),
     }
 }
 

@@ -467,6 +467,17 @@ impl Engine for Containerd {
         }
     }
 
+    /// Its restart monitor starts whatever it is to run and has no task.
+    async fn rearm_stopped(&self, container: &Container) -> Result<(), EngineError> {
+        match Record::of(container)?.restart_status() {
+            Some(_) => {
+                let namespace = self.namespace(&container.namespace)?;
+                namespace.set_label(&container.id, RESTART_LABEL, "stopped").await
+            }
+            None => Ok(()),
+        }
+    }
+
     /// A log that the container's shim writes to a file stays where it is: unlike Docker's it is no part of the container,
     /// and is not removed with it.
     async fn log_path(&self, _created: &Created) -> Result<Option<PathBuf>, EngineError> {

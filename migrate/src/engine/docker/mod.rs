@@ -34,7 +34,7 @@ pub const NAME: &str = ENGINE;
 pub const DEFAULT_SOCKET: &str = "/var/run/docker.sock";
 
 /// containerd's namespace for Docker's containers, unless its administrator chose another.
-const NAMESPACE: &str = "moby";
+pub const NAMESPACE: &str = "moby";
 /// Changes wait for Docker's lock on the container; a start that is being given up holds it for 15 s (a ticket's
 /// lease), and layers take their time to be removed.
 const CHANGE_DEADLINE: Duration = Duration::from_secs(60);
@@ -224,6 +224,11 @@ impl Engine for Docker {
     async fn has_image(&self, container: &Container) -> Result<bool, EngineError> {
         let found = self.image(&container.image_id).await?;
         Ok(found.is_some_and(|image| image["Id"] == *container.image_id))
+    }
+
+    async fn find_image(&self, name: &str) -> Result<Option<String>, EngineError> {
+        let found = self.image(name).await?;
+        Ok(found.and_then(|image| image["Id"].as_str().map(str::to_owned)))
     }
 
     async fn image_bytes(&self, container: &Container) -> Result<Option<u64>, EngineError> {

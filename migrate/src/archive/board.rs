@@ -1,0 +1,150 @@
+//! Where the bytes of an archive and the client that stores or brings them find each other: by the name of the export or import.
+//!
+//! Each is claimed once. What is forgotten here is at an end for the client.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use axum::body::Bytes;
+use tokio::sync::{mpsc, oneshot};
+
+use super::pipe::pipe;
+use crate::places::MigrationId;
+
+/// All exports and imports under way; cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Board(Arc<Mutex<HashMap<MigrationId, Slot>>>);
+
+#[derive(Debug)]
+enum Slot {
+    Export {
+        archive: Option<Asked>,
+        stored: Option<oneshot::Sender<()>>,
+        is_whole: bool,
+    },
+    Import {
+        archive: Option<mpsc::Sender<Bytes>>,
+    },
+}
+
+#[derive(Debug)]
+struct Asked {
+    bytes: mpsc::Receiver<Bytes>,
+    opened: oneshot::Sender<()>,
+}
+
+/// The agent's side of an export.
+#[derive(Debug)]
+pub struct Outgoing {
+    board: Board,
+    migration: MigrationId,
+    /// Where the archive goes.
+    pub bytes: Option<mpsc::Sender<Bytes>>,
+    /// Told when the client reads.
+    pub opened: Option<oneshot::Receiver<()>>,
+    /// Told when the client has stored it.
+    pub stored: Option<oneshot::Receiver<()>>,
+}
+
+/// The agent's side of an import.
+#[derive(Debug)]
+pub struct Incoming {
+    board: Board,
+    migration: MigrationId,
+    /// Where the archive comes from.
+    pub bytes: Option<mpsc::Receiver<Bytes>>,
+}
+
+impl Board {
+    /// Awaits a client that stores an archive.
+    pub fn export(&self, migration: &MigrationId) -> Outgoing {
+        let (sender, bytes) = pipe();
+        let (opened, when_opened) = oneshot::channel();
+        let (stored, when_stored) = oneshot::channel();
+        let slot = Slot::Export {
+            archive: Some(Asked { bytes, opened }),
+            stored: Some(stored),
+            is_whole: false,
+        };
+        self.slots().insert(migration.clone(), slot);
+        Outgoing {
+            board: self.clone(),
+            migration: migration.clone(),
+            bytes: Some(sender),
+            opened: Some(when_opened),
+            stored: Some(when_stored),
+        }
+    }
+
+    /// Awaits a client that brings an archive.
+    pub fn import(&self, migration: &MigrationId) -> Incoming {
+        let (sender, bytes) = pipe();
+        let slot = Slot::Import {
+            archive: Some(sender),
+        };
+        self.slots().insert(migration.clone(), slot);
+        Incoming {
+            board: self.clone(),
+            migration: migration.clone(),
+            bytes: Some(bytes),
+        }
+    }
+
+    /// A client begins to read; `None` if there is no such archive, or no more.
+    pub fn read(&self, migration: &MigrationId) -> Option<mpsc::Receiver<Bytes>> {
+        match self.slots().get_mut(migration)? {
+            Slot::Export { archive, .. } => {
+                let Asked { bytes, opened } = archive.take()?;
+                let _ = opened.send(());
+                Some(bytes)
+            }
+            Slot::Import { .. } => None,
+        }
+    }
+
+    /// A client says that it has stored the archive; false if it cannot have, since not all of it was written.
+    pub fn store(&self, migration: &MigrationId) -> bool {
+        match self.slots().get_mut(migration) {
+            Some(Slot::Export {
+                stored,
+                is_whole: true,
+                ..
+            }) => stored.take().is_some_and(|stored| stored.send(()).is_ok()),
+            _ => false,
+        }
+    }
+
+    /// A client begins to bring an archive; `None` if none is awaited, or no more.
+    pub fn bring(&self, migration: &MigrationId) -> Option<mpsc::Sender<Bytes>> {
+        match self.slots().get_mut(migration)? {
+            Slot::Import { archive } => archive.take(),
+            Slot::Export { .. } => None,
+        }
+    }
+
+    fn slots(&self) -> MutexGuard<'_, HashMap<MigrationId, Slot>> {
+        // Nothing is left half-done under this lock, so a panic elsewhere spoils nothing.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Outgoing {
+    /// All of it was written.
+    pub fn note_whole(&self) {
+        if let Some(Slot::Export { is_whole, .. }) = self.board.slots().get_mut(&self.migration) {
+            *is_whole = true;
+        }
+    }
+}
+
+impl Drop for Outgoing {
+    fn drop(&mut self) {
+        self.board.slots().remove(&self.migration);
+    }
+}
+
+impl Drop for Incoming {
+    fn drop(&mut self) {
+        self.board.slots().remove(&self.migration);
+    }
+}

@@ -1,0 +1,275 @@
+//! A container goes into an archive on one host and comes out of it on the other, or is where it was, whatever fails and whoever
+//! dies.
+
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+
+use super::fake::{IMAGE, NAME, SOURCE_ID, Tasks};
+use super::fake_volumes::VOLUMES;
+use super::world::{PATIENCE, World};
+use crate::archive::board::Board;
+use crate::archive::{ExportOptions, ImportOptions, Summary, export, import};
+use crate::engine::Engine;
+use crate::failure::{Cause, Failure};
+use crate::places::MigrationId;
+use crate::progress::Observer;
+
+type Outcome = Result<Summary, Failure>;
+
+/// How a client of an export behaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Client {
+    /// It stores all and says so.
+    Stores,
+    /// It goes away after so many pieces.
+    Leaves(usize),
+    /// It stores all, and never says so.
+    Forgets,
+}
+
+async fn export_from(world: &World, options: ExportOptions, client: Client) -> (Outcome, Vec<u8>) {
+    let (observer, _events) = Observer::new(CancellationToken::new());
+    let (board, migration) = (Board::default(), MigrationId::random().unwrap());
+    let outgoing = board.export(&migration);
+    let container = world.source.fake.inspect(NAME).await.unwrap();
+    let host = Arc::clone(&world.source.host);
+    let abort = observer.abort.clone();
+    let run = tokio::spawn(export::run(
+        host,
+        observer,
+        migration.clone(),
+        container,
+        options,
+        outgoing,
+    ));
+    let mut archive = Vec::new();
+    let store = async {
+        let Some(mut pieces) = board.read(&migration) else {
+            return;
+        };
+        let mut n_pieces = 0;
+        while let Some(piece) = pieces.recv().await {
+            archive.extend_from_slice(&piece);
+            n_pieces += 1;
+            if client == Client::Leaves(n_pieces) {
+                return abort.cancel();
+            }
+        }
+        match client {
+            Client::Stores => {
+                while !board.store(&migration) && !run.is_finished() {
+                    tokio::task::yield_now().await;
+                }
+            }
+            Client::Forgets | Client::Leaves(_) => abort.cancel(),
+        }
+    };
+    store.await;
+    let outcome = tokio::time::timeout(PATIENCE, run)
+        .await
+        .expect("an export does not end")
+        .unwrap();
+    (outcome, archive)
+}
+
+async fn import_to(world: &World, options: ImportOptions, archive: &[u8]) -> Outcome {
+    let (observer, _events) = Observer::new(CancellationToken::new());
+    let (board, migration) = (Board::default(), MigrationId::random().unwrap());
+    let incoming = board.import(&migration);
+    let host = Arc::clone(&world.destination.host);
+    let run = tokio::spawn(import::run(host, observer, migration.clone(), options, incoming));
+    if let Some(bytes) = board.bring(&migration) {
+        for piece in archive.chunks(100_000) {
+            if bytes.send(piece.to_vec().into()).await.is_err() {
+                break;
+            }
+        }
+    }
+    tokio::time::timeout(PATIENCE, run)
+        .await
+        .expect("an import does not end")
+        .unwrap()
+}
+
+fn world() -> World {
+    let world = World::new();
+    // An archive has no image.
+    world.destination.fake.images.lock().unwrap().push(IMAGE.into());
+    world
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_comes_out_of_its_archive_with_all_it_had() {
+    let world = world();
+    let (outcome, archive) = export_from(&world, ExportOptions::default(), Client::Stores).await;
+    assert!(!outcome.unwrap().runs);
+    assert_eq!(world.source.fake.tasks(), Tasks::None, "it is stopped");
+    assert!(
+        *world.source.fake.armed.lock().unwrap(),
+        "its restart policy is back"
+    );
+    assert!(
+        world
+            .source
+            .fake
+            .containers
+            .lock()
+            .unwrap()
+            .contains_key(SOURCE_ID)
+    );
+    let summary = import_to(&world, ImportOptions::default(), &archive)
+        .await
+        .unwrap();
+    assert_eq!((summary.container.as_str(), summary.runs), (NAME, true));
+    assert_eq!(world.destination.fake.tasks(), Tasks::Running);
+    let fake = &world.destination.fake;
+    for name in ["first", "last"] {
+        assert_eq!(std::fs::read_to_string(fake.rootfs().join(name)).unwrap(), name);
+        for volume in VOLUMES {
+            assert!(
+                fake.volume(volume).join(name).exists(),
+                "{name} of volume {volume}"
+            );
+        }
+    }
+    world.assert_nothing_left("imported");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_is_let_run_on_runs_on_and_comes_out_of_its_archive_too() {
+    let world = world();
+    let options = ExportOptions {
+        leave_running: true,
+        ..ExportOptions::default()
+    };
+    let (outcome, archive) = export_from(&world, options, Client::Stores).await;
+    assert!(outcome.unwrap().runs);
+    world.assert_at_source("let run on");
+    // Elsewhere it may run besides, which the census does not know.
+    world.source.fake.set_tasks(Tasks::None);
+    let renamed = ImportOptions {
+        name: Some("again".into()),
+        ..ImportOptions::default()
+    };
+    assert_eq!(
+        import_to(&world, renamed, &archive).await.unwrap().container,
+        "again"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_export_that_nobody_stores_leaves_the_container_running() {
+    for client in [Client::Leaves(1), Client::Forgets] {
+        let world = world();
+        let (outcome, _) = export_from(&world, ExportOptions::default(), client).await;
+        assert!(outcome.is_err(), "{client:?}");
+        world.rest().await;
+        world.assert_at_source(&format!("{client:?}"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_export_that_fails_anywhere_leaves_the_container_running() {
+    for call in ["find", "shim_inspect", "disarm_restart", "dump", "used_by"] {
+        let world = world();
+        world.source.fake.fail_at(call);
+        let (outcome, _) = export_from(&world, ExportOptions::default(), Client::Stores).await;
+        if world.source.fake.fault_is_pending() {
+            continue;
+        }
+        assert!(outcome.is_err(), "{call}");
+        world.rest().await;
+        world.assert_at_source(call);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_import_that_fails_anywhere_leaves_nothing() {
+    let world = world();
+    let (_, archive) = export_from(&world, ExportOptions::default(), Client::Stores).await;
+    for call in [
+        "objections",
+        "has_image",
+        "create",
+        "start",
+        "restore",
+        "finish_restore",
+        "start_end",
+    ] {
+        world.destination.fake.fail_at(call);
+        let outcome = import_to(&world, ImportOptions::default(), &archive).await;
+        assert!(
+            outcome.is_err() && !world.destination.fake.fault_is_pending(),
+            "{call}: {outcome:?}"
+        );
+        assert_eq!(world.destination.fake.tasks(), Tasks::None, "{call}");
+        assert!(
+            world.destination.fake.containers.lock().unwrap().is_empty(),
+            "{call}"
+        );
+        for volume in VOLUMES {
+            assert!(!world.destination.fake.has_volume(volume), "{call}: {volume}");
+        }
+        world.assert_nothing_left(call);
+    }
+    import_to(&world, ImportOptions::default(), &archive)
+        .await
+        .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_archive_touches_nothing() {
+    let world = world();
+    let (_, mut archive) = export_from(&world, ExportOptions::default(), Client::Stores).await;
+    let middle = archive.len() / 2;
+    archive.truncate(middle);
+    let failure = import_to(&world, ImportOptions::default(), &archive)
+        .await
+        .unwrap_err();
+    assert!(matches!(failure.cause, Cause::Refused(_)), "{failure}");
+    world.assert_nothing_left("cut short");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_archive_whose_image_is_not_here_is_refused_by_its_name() {
+    let world = World::new();
+    let (_, archive) = export_from(&world, ExportOptions::default(), Client::Stores).await;
+    let failure = import_to(&world, ImportOptions::default(), &archive)
+        .await
+        .unwrap_err();
+    assert!(
+        failure
+            .to_string()
+            .contains("its image redis:8 (sha256:1) is not on this host"),
+        "{failure}"
+    );
+    world.assert_nothing_left("no image");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_dies_in_an_export_is_followed_by_one_that_undoes_it() {
+    let world = world();
+    let (observer, _events) = Observer::new(CancellationToken::new());
+    let (board, migration) = (Board::default(), MigrationId::random().unwrap());
+    let outgoing = board.export(&migration);
+    let container = world.source.fake.inspect(NAME).await.unwrap();
+    let host = Arc::clone(&world.source.host);
+    let options = ExportOptions::default();
+    let run = tokio::spawn(export::run(
+        host,
+        observer,
+        migration.clone(),
+        container,
+        options,
+        outgoing,
+    ));
+    let mut pieces = board.read(&migration).unwrap();
+    while pieces.recv().await.is_some() {}
+    assert_eq!(world.source.fake.tasks(), Tasks::Frozen);
+    run.abort();
+    assert!(run.await.unwrap_err().is_cancelled());
+    world.recover().await;
+    world.rest().await;
+    world.assert_at_source("recovered");
+}
