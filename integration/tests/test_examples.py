@@ -86,6 +86,8 @@ class Examples(CtrMoveTest, CheckpointTest):
         self.ha.run("godwit", "restore", WEB, "one", "--checkpoint-dir", KEPT)
         self.past_leftovers("checkpoint", "create", WEB, "one")
         self.ha.run("sh", "-c", f"cp -a /var/lib/docker/containers/*/checkpoints/one {IMAGE}")
+        # the least that an archive has
+        self.ha.run("tar", "-cf", f"{self.directory}/web.tar", "-C", IMAGE, "--transform", "s,^[.],checkpoint,", ".")
 
     def test_every_example_of_a_help_text_ends_as_it_says(self) -> None:
         self.load("docker.io/library/busybox:latest", namespace="birds")

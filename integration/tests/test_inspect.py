@@ -1,7 +1,9 @@
 """What `godwit inspect` tells of a running container, held against its /proc, and of an image made of it, held against both."""
 
+import io
 import json
 import re
+import tarfile
 import xml.etree.ElementTree as ElementTree
 from pathlib import PurePath
 
@@ -140,6 +142,31 @@ class Inspect(CheckpointTest, ApiTest):
         classes = {one.get("class") for one in picture.iter(f"{SVG}rect")}
         self.assertLessEqual({"process", "anonymous area", "zeros area", "file area"}, classes)
         self.assertIn("<table>", self.ha.path(page).read_text())
+
+    def test_an_archive_is_told_as_its_image_is(self) -> None:
+        name = self.family()
+        self.checkpoint(name)
+        image = self.told(self.image_of(name))
+        for packed in ("", "gz"):
+            with self.subTest(packed=packed):
+                file = f"/var/tmp/{name}.tar{packed}"
+                self.addCleanup(self.ha.run, "rm", "-f", file)
+                config = {"id": "abc", "rootfsImageName": "docker.io/library/python:3"}
+                with tarfile.open(self.ha.path(file), f"w:{packed}") as archive:
+                    archive.add(self.ha.path(self.image_of(name)), "checkpoint")
+                    member = tarfile.TarInfo("config.dump")
+                    member.size = len(text := json.dumps(config).encode())
+                    archive.addfile(member, io.BytesIO(text))
+                told = self.told(file)
+                subject = {"kind": "archive", "name": file, "id": "abc", "image": config["rootfsImageName"], "engine": None, "state": None}
+                self.assertEqual(subject, told["subject"])
+                self.assertEqual({"config.dump": len(text)}, told["sizes"].pop("parts"))
+                for key in ("origin", "processes", "mounts"):
+                    self.assertEqual(image[key], told[key], key)
+        self.ha.run("truncate", "--size=-100000", file)
+        done = self.ha.run("godwit", "inspect", file, check=False)
+        self.assertEqual(1, done.returncode)
+        self.assertIn("is no archive that can be read", done.stderr)
 
     def test_what_would_hinder_a_restore_is_told(self) -> None:
         name = self.family()

@@ -59,7 +59,7 @@ pub(super) fn of_image(image: &Image, here: &Facts) -> Vec<Finding> {
         findings.push(Finding::problem(
             Code::CpuFlags,
             format!(
-                "the processor lacks what the image's registers are of: {}",
+                "the processor lacks instructions that the image may go on with: {}",
                 lacking.join(" ")
             ),
             "choose another host",

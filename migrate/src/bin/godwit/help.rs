@@ -116,6 +116,7 @@ pub(crate) const INSPECT: &str = "\
 Examples:
   godwit inspect redis                          a running container
   godwit inspect /var/tmp/one                   a checkpoint image's directory
+  godwit inspect web.tar                        an archive: podman's, CRI-O's or ours
   godwit inspect /var/tmp/one --svg memory.svg --html memory.html
   godwit inspect redis --json | jq '.processes[].sockets'
 

@@ -12,7 +12,7 @@ use godwit_migrate::engine::set::Choice;
 use godwit_migrate::host::Tools;
 use godwit_migrate::inspect::judge::Here;
 use godwit_migrate::inspect::view::{Inspection, MemoryKind, Process, State, SubjectKind, printable, size};
-use godwit_migrate::inspect::{directory, picture};
+use godwit_migrate::inspect::{archive, directory, picture};
 
 use crate::{client, complete, findings};
 
@@ -91,8 +91,11 @@ async fn of_container(socket: &Path, order: &Order) -> anyhow::Result<Inspection
 }
 
 async fn of_files(path: &Path) -> anyhow::Result<Inspection> {
-    anyhow::ensure!(path.is_dir(), "{} is no directory", path.display());
-    let mut image = directory::read(path)?;
+    let mut image = if path.is_dir() {
+        directory::read(path)?
+    } else {
+        archive::read(path).with_context(|| format!("{} is no archive that can be read", path.display()))?
+    };
     Here::ask(&Tools::default()).await.judge(HERE, &mut image);
     Ok(image.inspection)
 }
@@ -185,6 +188,7 @@ fn head(out: &mut impl Write, inspection: &Inspection) -> std::io::Result<()> {
             size(metadata)
         )?;
     }
+    // Those of an archive.
     for (part, bytes) in &sizes.parts {
         writeln!(out, "  {:<32}  {:>12}", printable(part), size(*bytes))?;
     }
