@@ -168,6 +168,21 @@ class Inspect(CheckpointTest, ApiTest):
         self.assertEqual(1, done.returncode)
         self.assertIn("is no archive that can be read", done.stderr)
 
+    def test_an_export_is_told_as_the_container_was(self) -> None:
+        name = self.family()
+        before = self.told(name)
+        file = f"/var/tmp/{name}.export"
+        self.addCleanup(self.ha.run, "rm", "-f", file)
+        self.ha.run("godwit", "export", name, "-o", file, "--leave-running")
+        told = self.told(file)
+        self.assertEqual((before["subject"]["id"], "python:3"), (told["subject"]["id"], told["subject"]["image"]))
+        self.assertEqual(self.ha.run("uname", "-r").stdout.strip(), told["origin"]["kernel"])
+        trees = [[(one["pid"], one["parent"], one["state"]) for one in each["processes"]] for each in (before, told)]
+        self.assertEqual(*trees)
+        zeros = sum(one["zero_bytes"] for one in told["processes"][0]["memory"])
+        self.assertAlmostEqual(MEMORY_BYTES // 2, zeros, delta=ABOUT_BYTES)
+        self.assertLessEqual({"config.dump", "spec.dump", "rootfs-diff.tar"}, set(told["sizes"]["parts"]))
+
     def test_what_would_hinder_a_restore_is_told(self) -> None:
         name = self.family()
         self.checkpoint(name)

@@ -51,22 +51,23 @@ impl Memory {
     /// All memory of these tasks, by their pids in images, of the container whose first process is `init`.
     pub fn of_tasks(tasks: &[u32], init: u32) -> io::Result<Self> {
         let there = pids_in_namespace_of(init)?;
-        // A zombie has no memory, and is no process to find either, once it was waited for.
-        let tasks = tasks.iter().filter(|pid| there.contains_key(pid));
-        let tasks: Vec<Task> = tasks
-            .map(|pid| Task {
-                pid: *pid,
+        let (mut found, mut here) = (Vec::new(), Vec::new());
+        for (task, pid) in tasks.iter().filter_map(|task| Some((*task, *there.get(task)?))) {
+            match File::open(format!("/proc/{pid}/mem")) {
+                Ok(memory) => here.push((Pid::from_raw(pid), memory)),
+                // A zombie has no memory, and is no process to find either, once it was waited for.
+                Err(error) if error.raw_os_error() == Some(nix::libc::ESRCH) => continue,
+                Err(error) => return Err(error),
+            }
+            found.push(Task {
+                pid: task,
                 ranges: Vec::new(),
-            })
-            .collect();
-        let open = |task: &Task| {
-            let pid = there.get(&task.pid).copied().unwrap_or_default();
-            Ok((Pid::from_raw(pid), File::open(format!("/proc/{pid}/mem"))?))
-        };
+            });
+        }
         Ok(Self {
-            here: tasks.iter().map(open).collect::<io::Result<_>>()?,
-            indices: tasks.iter().map(|task| task.pid).zip(0..).collect(),
-            tasks,
+            here,
+            indices: found.iter().map(|task| task.pid).zip(0..).collect(),
+            tasks: found,
         })
     }
 
