@@ -36,7 +36,7 @@ class Examples(CtrMoveTest, CheckpointTest):
         for host in self.hosts:
             self.addCleanup(self.docker, "rm", "--force", "--volumes", NAME, host=host, check=False)
             self.addCleanup(self.docker, "volume", "rm", "--force", "data", host=host, check=False)
-        self.addCleanup(self.docker, "rm", "--force", WEB, check=False)
+        self.addCleanup(self.docker, "rm", "--force", WEB, "again", check=False)
         self.addCleanup(self.ha.run, "rm", "-rf", IMAGE, KEPT)
         self.directory = self.ha.run("mktemp", "-d").stdout.strip()
         self.addCleanup(self.ha.run, "rm", "-r", self.directory)
@@ -55,10 +55,21 @@ class Examples(CtrMoveTest, CheckpointTest):
     def here(self) -> None:
         """The containers of the examples run on ha; the volume is where the container is."""
         if NAME not in self.docker("ps", "--format", "{{.Names}}").stdout.split():
-            self.docker("rm", "--force", "--volumes", NAME, host=self.hb, check=False)
-            self.docker("volume", "rm", "--force", "data", host=self.hb, check=False)
+            self.nowhere()
             self.docker("run", "--detach", "--name", NAME, "--runtime", self.runtime, "--network", "none", "--volume", "data:/data",
                         self.image("redis"))  # fmt: skip
+
+        if "counter" not in self.ctr("-n", "birds", "container", "ls", "--quiet").stdout.split():
+            self.ctr("-n", "birds", "task", "rm", "--force", "counter", host=self.hb, check=False)
+            self.ctr("-n", "birds", "container", "rm", "counter", host=self.hb, check=False)
+            self.ctr("-n", "birds", "run", "--detach", "--runtime", self.runtime, "docker.io/library/busybox:latest", "counter",
+                     *COUNTER)  # fmt: skip
+
+    def nowhere(self) -> None:
+        """Neither the container nor its volume is on any host."""
+        for host in self.hosts:
+            self.docker("rm", "--force", "--volumes", NAME, host=host, check=False)
+            self.docker("volume", "rm", "--force", "data", host=host, check=False)
 
     def move_id(self) -> str:
         """The last move."""
@@ -66,7 +77,12 @@ class Examples(CtrMoveTest, CheckpointTest):
 
     def check(self, line: str) -> None:
         """Runs one example in a directory of its own."""
-        self.here()
+        if line.startswith("godwit import "):
+            self.nowhere()
+        else:
+            self.here()
+        if line.endswith(" -o -"):
+            line += " >/dev/null"  # what it is piped to is left out
         if line.startswith(f"godwit restore {WEB}"):
             self.docker("kill", WEB, check=False)
         if ID.search(line):
@@ -95,7 +111,6 @@ class Examples(CtrMoveTest, CheckpointTest):
         for host in self.hosts:
             self.addCleanup(self.ctr, "-n", "birds", "container", "rm", "counter", host=host, check=False)
             self.addCleanup(self.ctr, "-n", "birds", "task", "rm", "--force", "counter", host=host, check=False)
-        self.ctr("-n", "birds", "run", "--detach", "--runtime", self.runtime, "docker.io/library/busybox:latest", "counter", *COUNTER)
         self.start_web()
         n_run = 0
         for command in ((), *((name,) for name in self.commands())):
