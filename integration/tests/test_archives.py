@@ -351,6 +351,25 @@ class Crossing(ArchiveTest):
                 self.docker("volume", "rm", "birds")
 
 
+    def test_an_archive_of_ours_comes_to_run_under_podman(self) -> None:
+        # an image of podman's under the same name
+        self.podman("rm", "--force", "--time", "0", self.start_at_podman())
+        name = self.start("redis:8", options=("--publish", "6392:6379"))
+        self.addCleanup(lambda: self.podman("rm", "--force", "--time", "0", name, check=False))
+        self.soon("redis", lambda: "PONG" in self.redis(name, "PING", check=False))
+        self.redis(name, "SET", "bird", "godwit")
+        self.docker("exec", name, "sh", "-c", "echo file >/root/file")
+        self.ha.run("mkdir", "-p", "/etc/criu")
+        self.ha.write("/etc/criu/runc.conf", "manage-cgroups=ignore\nskip-file-rwx-check\n")
+        self.addCleanup(self.ha.run, "rm", "/etc/criu/runc.conf")
+        file = self.export(name)
+        self.docker("rm", name)
+        self.podman("container", "restore", "--import", file)
+        self.assertEqual("godwit", self.podman("exec", name, "redis-cli", "GET", "bird"))
+        self.assertEqual("file", self.podman("exec", name, "sh", "-c", "read a </root/file; echo $a"))
+        self.assertEqual("PONG", self.ha.run("redis-cli", "-p", "6392", "PING").stdout.strip())
+
+
 class OfContainerd(ArchiveTest, CtrMoveTest):
     """containerd's own containers."""
 

@@ -129,8 +129,25 @@ impl Board {
 }
 
 impl Outgoing {
-    /// All of it was written.
-    pub fn note_whole(&self) {
+    /// By which the thread that writes the archive says that all of it was written.
+    pub fn whole(&self) -> Whole {
+        Whole {
+            board: self.board.clone(),
+            migration: self.migration.clone(),
+        }
+    }
+}
+
+/// See [`Outgoing::whole`].
+#[derive(Clone, Debug)]
+pub struct Whole {
+    board: Board,
+    migration: MigrationId,
+}
+
+impl Whole {
+    /// All of it was written. To be said before the pipe ends: the client may answer its end at once.
+    pub fn note(&self) {
         if let Some(Slot::Export { is_whole, .. }) = self.board.slots().get_mut(&self.migration) {
             *is_whole = true;
         }

@@ -10,18 +10,19 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use godwit_runtime::delta::{TarPlan, Tree, lower_dirs};
-use godwit_runtime::image::Manifest as ImageManifest;
+use godwit_runtime::image::{Manifest as ImageManifest, NetworkOwner};
 use godwit_runtime::pages::layout::pids;
 use godwit_runtime::pages::whole::{self, Pages, Piece};
 use godwit_runtime::pages::wire::PAGE_BYTES;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::board::Whole;
 use super::compress::Packer;
 use super::manifest::{Listed, Manifest};
 use super::pipe::Outlet;
 use super::write::Writer;
-use super::{ArchiveError, ExportOptions, bundle, layout, stats};
+use super::{ArchiveError, ExportOptions, bundle, layout, netns, stats};
 use crate::clock::Step;
 use crate::message::Offer;
 use crate::pages::memory::Memory;
@@ -43,6 +44,7 @@ pub(super) struct Work {
     pub(super) options: ExportOptions,
     pub(super) steps: Vec<Step>,
     pub(super) observer: Observer,
+    pub(super) whole: Whole,
 }
 
 impl Work {
@@ -55,8 +57,9 @@ impl Work {
         let failed = |error: godwit_runtime::delta::DeltaError| {
             ArchiveError::io("the container's files")(io::Error::other(error.to_string()))
         };
-        let lazy = ImageManifest::read(&self.image).map_err(ArchiveError::io("the image"))?;
-        let pages = if lazy.is_some_and(|manifest| manifest.lazy) {
+        let manifest = ImageManifest::read(&self.image).map_err(ArchiveError::io("the image"))?;
+        let network = manifest.as_ref().map(|manifest| manifest.network);
+        let pages = if manifest.is_some_and(|manifest| manifest.lazy) {
             whole::make(&self.image).map_err(ArchiveError::io("the memory of the frozen tasks"))?
         } else {
             Vec::new()
@@ -68,7 +71,10 @@ impl Work {
             let plan = TarPlan::new(Tree::Plain(&offered.volume.path), &[]).map_err(failed)?;
             volumes.push((layout::of_volume(&offered.volume.name), plan));
         }
-        let images = Images::list(&self.image, &pages)?;
+        let mut images = Images::list(&self.image, &pages)?;
+        if network == Some(NetworkOwner::Engine) {
+            images.add_network(&self.image)?;
+        }
         let notes = self.notes(&layer, &images)?;
 
         let mut members: Vec<Listed> = Vec::new();
@@ -131,8 +137,14 @@ impl Work {
             Ok(())
         };
         write().map_err(ArchiveError::io("writing the archive"))?;
-        let end = || writer.finish()?.finish()?.flush();
-        end().map_err(ArchiveError::io("writing the archive"))?;
+        let end = || -> io::Result<Outlet> {
+            let mut out = writer.finish()?.finish()?;
+            out.flush()?;
+            Ok(out)
+        };
+        let out = end().map_err(ArchiveError::io("writing the archive"))?;
+        self.whole.note();
+        drop(out);
         Ok(manifest.bytes())
     }
 
@@ -178,6 +190,8 @@ struct Image {
     bytes: u64,
     /// Of a file of pages that is put together.
     pieces: Option<Vec<Piece>>,
+    /// Of one that is in no directory.
+    content: Option<Vec<u8>>,
 }
 
 impl Images {
@@ -196,6 +210,7 @@ impl Images {
                     path,
                     bytes,
                     pieces: None,
+                    content: None,
                     name: name.clone(),
                 };
                 files.insert(name, file);
@@ -205,6 +220,7 @@ impl Images {
                     path: image.join(&one.name),
                     bytes: one.bytes(),
                     pieces: Some(one.pieces.clone()),
+                    content: None,
                     name: one.name.clone(),
                 };
                 files.insert(one.name.clone(), file);
@@ -212,6 +228,19 @@ impl Images {
             Ok(files.into_values().collect())
         };
         list().map(Self).map_err(ArchiveError::io("the image"))
+    }
+
+    /// Adds what podman must be told of the network.
+    fn add_network(&mut self, image: &Path) -> Result<(), ArchiveError> {
+        let (name, content) = netns::external(image).map_err(ArchiveError::io("the image's network"))?;
+        self.0.push(Image {
+            path: image.join(&name),
+            name,
+            bytes: content.len() as u64,
+            pieces: None,
+            content: Some(content),
+        });
+        Ok(())
     }
 
     fn n_pages(&self) -> u64 {
@@ -226,6 +255,9 @@ impl Image {
     }
 
     fn copy(&self, memory: Option<&Memory>, out: &mut dyn Write) -> io::Result<()> {
+        if let Some(content) = &self.content {
+            return out.write_all(content);
+        }
         let Some(pieces) = &self.pieces else {
             io::copy(&mut File::open(&self.path)?.take(self.bytes), &mut WriteAll(out))?;
             return Ok(());

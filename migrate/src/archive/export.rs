@@ -252,12 +252,12 @@ impl Export {
             options: self.options.clone(),
             steps: self.dump_steps.clone(),
             observer: self.observer.clone(),
+            whole: self.outgoing.whole(),
         };
         let written = spawn_blocking(move || work.write(bytes, stop)).await;
         let written = written.map_err(|error| Problem::failed(error.to_string()))?;
         self.bytes = written.map_err(|error| Problem::failed(error.to_string()))?;
         self.writing = None;
-        self.outgoing.note_whole();
         if self.options.leave_running {
             return Ok(());
         }

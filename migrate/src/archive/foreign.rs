@@ -5,7 +5,6 @@
 //! into every container and Docker does not must be there for the restore, since the image says so: it is asked for as a mount of
 //! its own. Addresses stay behind: the networks of the two engines are not the same ones.
 
-use std::fs;
 use std::io;
 use std::path::Path;
 
@@ -16,6 +15,7 @@ use serde_json::{Map, Value, json};
 
 use super::ArchiveError;
 use super::layout;
+use super::netns;
 use super::read::Staged;
 use crate::checks::facts::{Facts, cgroup_version};
 use crate::engine::volume::{LOCAL_DRIVER, Volume};
@@ -32,9 +32,6 @@ const OF_DOCKER: [&str; 4] = ["/etc/hosts", "/etc/hostname", "/etc/resolv.conf",
 /// What podman mounts by itself: a file that says so to programs, empty unless they are privileged. Nothing is as empty.
 const OF_PODMAN: &str = "/run/.containerenv";
 const EMPTY: &str = "/dev/null";
-
-/// How CRIU's files begin that describe a network namespace.
-const NETWORK_PREFIX: &str = "netns-";
 
 /// Of CRIU's list of files (images/fdinfo.proto, regfile.proto): a file that is none of the special ones, its name, its mode.
 const REGULAR_FILE: u32 = 3;
@@ -96,12 +93,7 @@ pub(super) async fn offer(engine: &dyn Engine, staged: &Staged) -> Result<Offer,
 
 /// Has the image say that the engine makes the network anew, as ours do; podman had it made before, by a path.
 pub(super) fn adapt(image: &Path, offer: &Offer) -> io::Result<()> {
-    for entry in fs::read_dir(image)? {
-        let entry = entry?;
-        if entry.file_name().to_string_lossy().starts_with(NETWORK_PREFIX) {
-            fs::remove_file(entry.path())?;
-        }
-    }
+    netns::remove(image)?;
     let terminal = offer.container.description["Config"]["Tty"] == true;
     Manifest::new(
         &offer.container.id,

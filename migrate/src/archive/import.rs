@@ -21,7 +21,7 @@ use tokio::time::timeout;
 use super::board::Incoming;
 use super::pipe::Inlet;
 use super::read::{Places, Staged, stage};
-use super::{ArchiveError, ImportOptions, PEER, Summary, bundle, foreign, layout, publish};
+use super::{ArchiveError, ImportOptions, PEER, Summary, bundle, foreign, layout, netns, publish};
 use crate::checks::{connections, room};
 use crate::deadlines;
 use crate::engine::set::Choice;
@@ -212,7 +212,10 @@ impl Import {
     /// Every reason why not.
     async fn plan(&mut self) -> Result<(), Problem> {
         let (mut offer, left_running) = match &self.staged.manifest {
-            Some(manifest) => (manifest.offer.clone(), manifest.left_running),
+            Some(manifest) => {
+                netns::remove(&self.image_dir()).map_err(|error| Problem::io("the image", &error))?;
+                (manifest.offer.clone(), manifest.left_running)
+            }
             None => {
                 let engine = self.host.engines.of(docker::NAME)?;
                 let offer = foreign::offer(engine.as_ref(), &self.staged).await?;

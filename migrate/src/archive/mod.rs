@@ -13,6 +13,7 @@ mod foreign;
 pub mod import;
 pub mod layout;
 pub mod manifest;
+mod netns;
 pub mod pipe;
 pub mod publish;
 pub mod read;

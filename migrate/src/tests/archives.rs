@@ -57,10 +57,9 @@ async fn export_from(world: &World, options: ExportOptions, client: Client) -> (
             }
         }
         match client {
+            // Once: who has read to the end is heard at once, and of one that failed there is nothing to be stored.
             Client::Stores => {
-                while !board.store(&migration) && !run.is_finished() {
-                    tokio::task::yield_now().await;
-                }
+                board.store(&migration);
             }
             Client::Forgets | Client::Leaves(_) => abort.cancel(),
         }

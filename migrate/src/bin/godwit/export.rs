@@ -89,7 +89,7 @@ pub(crate) async fn run(
     output: &Path,
     json: bool,
 ) -> anyhow::Result<ExitCode> {
-    let target = Target::new(output)?;
+    let target = Target::new(output, json)?;
     let file = target.open()?;
     let outcome = store(socket, &request, &target, file, json).await;
     if !matches!(outcome, Ok(ExitCode::SUCCESS)) {
@@ -177,8 +177,9 @@ async fn receive(mut body: Incoming, mut file: File) -> anyhow::Result<()> {
 }
 
 impl Target {
-    fn new(output: &Path) -> anyhow::Result<Self> {
+    fn new(output: &Path, json: bool) -> anyhow::Result<Self> {
         if output == Path::new("-") {
+            anyhow::ensure!(!json, "standard output is the archive's: say --json with a file");
             return Ok(Self::Stdout);
         }
         anyhow::ensure!(!output.exists(), "{} is there already", output.display());
