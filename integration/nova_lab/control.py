@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lab import links
 from lab.commands import LabError, run, wait_until
-from lab.hosts import Host
+from lab.hosts import DAEMONS, Host
 from lab.layout import DISK_DIR, HOST_ADDRESSES, REPOSITORY, WIRE, WIRE_ADDRESS
 
 from . import backing, configuration, neutron
@@ -152,6 +152,10 @@ class Cloud:
         kept = REPOSITORY / "target" / "nova"
         shutil.rmtree(kept, ignore_errors=True)
         shutil.copytree(self.places.log, kept)
+        for host in self._hosts:
+            for daemon in DAEMONS:
+                if host.log_path(daemon).exists():
+                    shutil.copy(host.log_path(daemon), kept / f"{daemon}-{host.name}.log")
         return kept
 
 
