@@ -265,8 +265,9 @@ pub fn main(called_as: &Path) -> io::Result<()> {
                 // CRIU kills the tasks now and waits for their end, which on cgroup v1 does not come while they are frozen.
                 freezer.thaw()?;
             }
-            if record.own_network && record.pages_are_needed()? {
-                // What is not cut off is only a nuisance: answers for an address that has moved.
+            if record.own_network && record.drained.is_some() {
+                // A lazy dump fails in CRIU's eyes, which unlocks the network and lets the sockets go, whether or not a page is
+                // still needed: they would answer for an address that has moved, and at their tasks' end reset its connections.
                 let _ = init_pid().and_then(gate::cut_network);
             }
             // Only the other host knows how long that is.
