@@ -204,6 +204,13 @@ impl HoldRecord {
         Ok(verdict.fate(self.pages_are_needed()?))
     }
 
+    /// Whether sockets are left when CRIU unlocks the network, of tasks that were given away. A lazy dump fails in CRIU's
+    /// eyes, so that it lets the sockets go, whether or not a page is still needed: they would answer for an address that has moved, and
+    /// at their tasks' end reset its connections.
+    fn outlives_its_lock(&self) -> bool {
+        self.own_network && self.drained.is_some()
+    }
+
     fn pages_are_needed(&self) -> io::Result<bool> {
         let drained = self.drained.as_ref().map(|path| path.try_exists()).transpose()?;
         Ok(drained == Some(false))
@@ -265,10 +272,13 @@ pub fn main(called_as: &Path) -> io::Result<()> {
                 // CRIU kills the tasks now and waits for their end, which on cgroup v1 does not come while they are frozen.
                 freezer.thaw()?;
             }
-            if record.own_network && record.drained.is_some() {
-                // A lazy dump fails in CRIU's eyes, which unlocks the network and lets the sockets go, whether or not a page is
-                // still needed: they would answer for an address that has moved, and at their tasks' end reset its connections.
-                let _ = init_pid().and_then(gate::cut_network);
+            if record.outlives_its_lock()
+                && let Err(error) = init_pid().and_then(gate::cut_network)
+            {
+                let reason = format!(
+                    "its network is not cut off, and may answer for an address that has moved: {error}"
+                );
+                tell(&control, &Report::Amiss { reason });
             }
             // Only the other host knows how long that is.
             while record.fate(verdict)? == Fate::Kept {
@@ -521,6 +531,24 @@ mod tests {
         fs::write(at("drained"), "").unwrap();
         assert_eq!(record.settle().unwrap(), Settled::Done);
         assert!(!task.wait().unwrap().success());
+    }
+
+    #[test]
+    fn a_lazy_dump_outlives_its_lock_even_if_no_page_is_needed() {
+        let directory = tempfile::tempdir().unwrap();
+        let drained = directory.path().join("drained");
+        let dump = |own_network, drained| HoldRecord {
+            own_network,
+            drained,
+            ..record(directory.path())
+        };
+        fs::write(&drained, "").unwrap();
+        assert!(dump(true, Some(drained.clone())).outlives_its_lock());
+        assert!(
+            !dump(false, Some(drained)).outlives_its_lock(),
+            "the host's own network"
+        );
+        assert!(!dump(true, None).outlives_its_lock(), "CRIU keeps its lock");
     }
 
     #[test]

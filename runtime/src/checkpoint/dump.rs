@@ -217,7 +217,10 @@ impl Dump {
                 Ok((report, _)) = self.reports.next() => match report {
                     Report::Hold { action } => drop(self.note(&action)),
                     Report::Refusal { reason } => self.refusal = Some(reason),
-                    Report::Gate { .. } | Report::Amiss { .. } => {}
+                    Report::Amiss { reason } => {
+                        log::warn!("dump of container {}: {reason}", self.site.id);
+                    }
+                    Report::Gate { .. } => {}
                 },
                 result = &mut self.call => break result,
             }
