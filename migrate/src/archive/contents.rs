@@ -101,7 +101,7 @@ impl Work {
         );
         let deleted = layer.deleted().iter().filter(|path| path.to_str().is_none());
         manifest.deleted_bytes = deleted.map(|path| path.as_os_str().as_bytes().to_vec()).collect();
-        self.observer.expect(manifest.bytes());
+        self.observer.expect(manifest.bytes(""));
 
         let out = Outlet::new(bytes, stop);
         let packed = ArchiveError::io("writing the archive");
@@ -145,7 +145,7 @@ impl Work {
         let out = end().map_err(ArchiveError::io("writing the archive"))?;
         self.whole.note();
         drop(out);
-        Ok(manifest.bytes())
+        Ok(manifest.bytes(""))
     }
 
     /// The small members.

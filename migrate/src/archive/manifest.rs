@@ -75,10 +75,11 @@ impl Manifest {
         serde_json::from_slice(bytes).map_err(damaged)
     }
 
-    /// Bytes of all members that follow.
-    pub fn bytes(&self) -> u64 {
+    /// Bytes of all members that follow, or of those whose names begin so. No sum that an archive claims overflows.
+    pub fn bytes(&self, prefix: &str) -> u64 {
         self.members
             .iter()
+            .filter(|member| member.name.starts_with(prefix))
             .fold(0, |sum, member| sum.saturating_add(member.size))
     }
 }

@@ -176,15 +176,9 @@ impl Run<'_> {
 
     /// Before anything large is written.
     fn check_room(&self, manifest: &Manifest) -> Result<(), ArchiveError> {
-        let of_image = |member: &&super::manifest::Listed| member.name.starts_with(layout::IMAGE_DIR);
-        let image: u64 = manifest
-            .members
-            .iter()
-            .filter(of_image)
-            .map(|member| member.size)
-            .sum();
+        let image = manifest.bytes(layout::IMAGE_DIR);
         room("its image", 0, image, self.places.image_room)?;
-        let files = manifest.bytes().saturating_sub(image);
+        let files = manifest.bytes("").saturating_sub(image);
         room("what it has of files", 0, files, self.places.files_room).map(drop)
     }
 

@@ -184,6 +184,17 @@ fn what_does_not_fit_is_refused_before_it_is_written() {
     let announced = [("checkpoint/pages-1.img", &bomb[..])];
     let told = host.refuses(&ours(&announced, &[]));
     assert!(told.contains("its image does not fit"), "{told}");
+    // Together more than any number here.
+    let mut manifest = Manifest::new("ha", false, offer(), Vec::new());
+    for name in ["checkpoint/pages-1.img", "checkpoint/pages-2.img"] {
+        let (name, size) = (name.into(), u64::MAX);
+        manifest.members.push(Listed { name, size });
+    }
+    let mut writer = Writer::new(Vec::new(), Arc::default());
+    let manifest = serde_json::to_vec(&manifest).unwrap();
+    writer.note(layout::MANIFEST, &manifest).unwrap();
+    let told = host.refuses(&writer.finish().unwrap());
+    assert!(told.contains("its image does not fit"), "{told}");
     let note = vec![b' '; (16 << 20) + 1];
     let told = host.refuses(&theirs(&[(
         Member::file("config.dump", note.len() as u64),
