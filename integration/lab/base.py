@@ -30,6 +30,10 @@ PROGRAMS = [
 PACKAGES = ENGINE + PROGRAMS
 # What archives of ours and theirs cross to, and what `make bench-move` and `make bench-archive` measure us beside.
 PEER = ["checkpointctl", "conmon", "netavark", "podman", "socat", "zstd"]
+# What a Nova stands on, and an interpreter that makes virtual environments for it.
+CLOUD = ["mariadb-server", "python3-venv", "rabbitmq-server"]
+# For whoever wants some of both: one base, because each takes minutes to build.
+GUESTS = [*PEER, *CLOUD]
 # Raise it when the steps below change what they produce.
 RECIPE_VERSION = 2
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
@@ -46,6 +50,12 @@ def base_directory(suite: str, extra: Sequence[str] = ()) -> Path:
     """Where the base that the present recipe makes of a suite lies, whether it exists or not; with further packages if told."""
     recipe = "\n".join([suite, str(RECIPE_VERSION), *_packages(extra)])
     return CACHE_DIR / f"base-{suite}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
+
+
+def base_with(suite: str, extra: Sequence[str] = ()) -> Path:
+    """Returns a base that has these packages at least: the one with all of GUESTS if it is there, else exactly these."""
+    full = base_directory(suite, GUESTS)
+    return ensure_base(suite, GUESTS if full.is_dir() and set(extra) <= set(GUESTS) else extra)
 
 
 def ensure_base(suite: str, extra: Sequence[str] = ()) -> Path:

@@ -27,7 +27,7 @@ def up(
     """Brings the lab up on the base of a suite, with further packages if told; on failure what came up is taken down again."""
     if standing():
         raise LabError(f"lab {NAME} is up already, or was left half-way; run `make lab-down` first")
-    root = base.ensure_base(suite, extra)
+    root = base.base_with(suite, extra)
     hosts = [Host(name) for name in HOST_ADDRESSES]
     try:
         links.create_links()

@@ -9,8 +9,6 @@ from lab import links
 from lab.hosts import Host
 from lab.layout import WIRE, WIRE_ADDRESS
 
-# Of the base, besides its usual ones.
-PACKAGES = ("rabbitmq-server", "mariadb-server")
 RABBITMQ_PORT, MARIADB_PORT = 5672, 3306
 # Of the databases.
 USER = "lab"

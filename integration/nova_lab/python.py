@@ -6,14 +6,11 @@ and all else, the checkout and the hosts' sockets too, is as everywhere.
 
 import subprocess
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lab.base import ensure_base
+from lab.base import GUESTS, ensure_base
 
-# Of a base, for an interpreter that can make virtual environments.
-PACKAGE = "python3-venv"
 # It prints a line.
 VERSION_DEADLINE_SECONDS = 30.0
 
@@ -43,9 +40,9 @@ def machine() -> Python:
     return Python(sys.executable)
 
 
-def newest(extra: Sequence[str]) -> Python:
-    """That of the newer suite's base with these packages, PACKAGE among them."""
-    return _of(ensure_base("forky", extra))
+def newest() -> Python:
+    """That of the newer suite's base."""
+    return _of(ensure_base("forky", GUESTS))
 
 
 def _of(base: Path) -> Python:
