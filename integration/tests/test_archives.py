@@ -292,6 +292,83 @@ class Hostile(ArchiveTest):
         self.refuses(header.tobuf(tarfile.GNU_FORMAT) + b"\0" * 100_000, "does not fit")
 
 
+# As docs/archive.md says it, but for the sums: not every host has b3sum.
+CHECKED_BY_HAND = r"""
+set -e
+cd /var/tmp/archives
+tar -xf "$1" godwit.digests godwit.signature
+openssl verify -CAfile /etc/godwit/tls/ca.pem godwit.signature
+openssl x509 -in godwit.signature -noout -ext subjectAltName -pubkey > key.pem
+sed '1,/BEGIN GODWIT/d;/END GODWIT/d' godwit.signature | base64 -d > signature
+{ echo 'godwit archive signature 1'; cat godwit.digests; } | openssl dgst -sha256 -verify key.pem -signature signature
+grep DNS: key.pem
+"""
+
+
+class Signed(ArchiveTest):
+    """Archives that a host has signed."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.give_image("busybox")
+        self.name = self.start("busybox", *FOREVER, options=("--network", "none"))
+        self.addCleanup(lambda: self.docker("rm", "--force", self.name, host=self.hb, check=False))
+
+    def signed(self, *options: str) -> str:
+        """An archive that ha has signed, on hb as well; the container runs on."""
+        file = self.carry(self.export(self.name, "--leave-running", "--sign", *options))
+        self.ha.path(file).unlink()
+        return file
+
+    def refuses(self, file: str, reason: str, *options: str) -> None:
+        """hb takes nothing of it."""
+        before = self.containers(self.hb)
+        self.assertIn(reason, self.import_(file, *options, code=REFUSED))
+        self.assertEqual(before, self.containers(self.hb))
+        self.assertFalse(holdings(self.hb))
+
+    def test_whose_archive_it_is_is_told_by_the_other_host_by_an_inspection_and_by_openssl(self) -> None:
+        file = self.signed()
+        self.assertIn("signed by ha, which an import checks", self.hb.run("godwit", "inspect", file).stdout)
+        self.assertIn("signed by ha\n", self.import_(file, "--require-signature"))
+        self.assertEqual("running", self.containers(self.hb)[self.name])
+        if self.hb.run("sh", "-c", "command -v openssl", check=False).returncode == 0:
+            told = self.hb.run("sh", "-c", CHECKED_BY_HAND, "sh", file).stdout
+            for word in ("godwit.signature: OK", "DNS:ha", "Verified OK"):
+                self.assertIn(word, told)
+
+    def test_one_that_was_changed_after_it_was_signed_is_refused(self) -> None:
+        path = self.hb.path(self.signed("--compress", "none"))
+        one = path.read_bytes()
+        other = self.hb.path(self.signed("--compress", "none")).read_bytes()
+        parts = [archive.rpartition(b"godwit.signature") for archive in (one, other)]
+        path.write_bytes(parts[0][0] + parts[0][1] + parts[1][2])
+        file = f"/var/tmp/archives/{path.name}"
+        self.refuses(file, "ha has not signed this; get it anew")
+        self.hb.run("tar", "--delete", "-f", file, "godwit.signature")
+        self.refuses(file, "it is not signed", "--require-signature")
+        self.import_(file)
+        self.assertEqual("running", self.containers(self.hb)[self.name])
+
+    def test_a_host_of_another_authority_is_not_believed(self) -> None:
+        file = self.signed()
+        place = "/var/tmp/archives/tls"
+        self.hb.run("godwit", "ca", "init", "--dir", f"{place}/ca")
+        self.hb.run("godwit", "ca", "issue", "--dir", f"{place}/ca", "--host", "hb", "--out", f"{place}/hb")
+        with self.agent_file(self.hb, "/etc/godwit/agent.toml", lambda text: text.replace("/etc/godwit/tls", f"{place}/hb")):
+            self.refuses(file, "of another authority than this host's")
+
+    def test_a_host_may_import_signed_archives_only(self) -> None:
+        unsigned = self.carry(self.export(self.name, "--leave-running"))
+        self.ha.path(unsigned).unlink()
+        self.refuses(unsigned, "it is not signed, and --require-signature asks for it; export it with --sign", "--require-signature")
+        required = "\n[archives]\nrequire_signature = true\n"
+        with self.agent_file(self.hb, "/etc/godwit/agent.toml", lambda text: text + required):
+            self.refuses(unsigned, "require_signature in this host's agent.toml asks for it")
+            self.import_(self.signed())
+            self.assertEqual("running", self.containers(self.hb)[self.name])
+
+
 class Crossing(ArchiveTest):
     """What others read of ours."""
 
@@ -301,7 +378,7 @@ class Crossing(ArchiveTest):
         name = self.start("redis:8", options=("--network", "bridge"))
         self.soon("redis", lambda: "PONG" in self.redis(name, "PING", check=False))
         for compression in ("zstd", "gzip", "none"):
-            file = self.export(name, "--leave-running", "--compress", compression)
+            file = self.export(name, "--leave-running", "--sign", "--compress", compression)
             shown = self.ha.run("checkpointctl", "show", file).stdout
             for word in (name, "docker.io/library/redis:8", "runc", "Podman"):
                 self.assertIn(word, shown)
@@ -362,7 +439,7 @@ class Crossing(ArchiveTest):
         self.ha.run("mkdir", "-p", "/etc/criu")
         self.ha.write("/etc/criu/runc.conf", "manage-cgroups=ignore\nskip-file-rwx-check\n")
         self.addCleanup(self.ha.run, "rm", "/etc/criu/runc.conf")
-        file = self.export(name)
+        file = self.export(name, "--sign")
         self.docker("rm", name)
         self.podman("container", "restore", "--import", file)
         self.assertEqual("godwit", self.podman("exec", name, "redis-cli", "GET", "bird"))

@@ -45,6 +45,17 @@ pub struct AgentConfig {
     pub hold_seconds: u64,
     /// What all moves from this host together send at most, if that is bounded.
     pub bandwidth: Option<Bandwidth>,
+    /// What is asked of archives.
+    #[serde(default)]
+    pub archives: Archives,
+}
+
+/// What is asked of archives that are imported on this host.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Archives {
+    /// Each is signed by a host of this one's authority.
+    pub require_signature: bool,
 }
 
 /// Another host.
@@ -205,6 +216,7 @@ address = "10.77.0.12:7433"
         assert_eq!(config.state_dir, Path::new("/var/lib/godwit"));
         assert_eq!(config.run_dir, Path::new("/run/godwit"));
         assert_eq!(config.bandwidth, None);
+        assert!(!config.archives.require_signature);
     }
 
     #[test]
@@ -225,6 +237,14 @@ address = "10.77.0.12:7433"
             error.contains("line 7") && error.contains("such as 100M"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn signatures_of_archives_are_required_where_that_is_said() {
+        let config = load(&format!("{WHOLE}\n[archives]\nrequire_signature = true\n")).unwrap();
+        assert!(config.archives.require_signature);
+        let error = load(&format!("{WHOLE}\n[archives]\nrequire_signatures = true\n")).unwrap_err();
+        assert!(error.contains("unknown field `require_signatures`"), "{error}");
     }
 
     #[test]

@@ -18,6 +18,7 @@ use crate::options::MoveOptions;
 use crate::pages::serve::Board;
 use crate::places::Places;
 use crate::shim::Shims;
+use crate::tls::Identity;
 
 /// A connection, both sides proven, on which nothing has been said yet.
 pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -62,6 +63,10 @@ impl Default for Tools {
 pub struct Host {
     /// Its name, by which its peers know it.
     pub name: String,
+    /// Its certificate and authority: who it is to its peers, signs its archives, and believes others'.
+    pub identity: Identity,
+    /// Whether it imports signed archives only.
+    pub require_signature: bool,
     /// Its container engines.
     pub engines: Engines,
     /// Its shims.

@@ -7,6 +7,7 @@
 
 mod error;
 mod identity;
+mod signing;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -22,6 +23,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 use crate::config::Peer;
 pub use error::TlsError;
 pub use identity::{CA_CERTIFICATE, HOST_CERTIFICATE, HOST_KEY, Identity};
+pub use signing::SignatureError;
 
 /// An encrypted connection to a peer that has proved its name.
 pub type Stream = tokio_rustls::TlsStream<TcpStream>;

@@ -113,6 +113,7 @@ fn subject(container: &Container, state: String) -> Subject {
         engine: Some(container.engine.clone()),
         image: Some(container.image_name.clone()),
         state: Some(state),
+        signed_by: None,
     }
 }
 

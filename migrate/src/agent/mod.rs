@@ -131,10 +131,12 @@ pub async fn run(config: AgentConfig, stop: CancellationToken) -> Result<(), Age
         ),
         None => None,
     };
-    let peers = Arc::new(TlsPeers::new(identity, config.peers));
+    let peers = Arc::new(TlsPeers::new(identity.clone(), config.peers));
     let agent = Arc::new(Agent {
         host: Arc::new(Host {
             name: config.name,
+            identity,
+            require_signature: config.archives.require_signature,
             engines,
             shims: Arc::new(HostShims),
             peers: Arc::clone(&peers) as Arc<dyn crate::host::Peers>,

@@ -27,6 +27,7 @@ use crate::clock::Step;
 use crate::message::Offer;
 use crate::pages::memory::Memory;
 use crate::progress::Observer;
+use crate::tls::Identity;
 use crate::volumes;
 
 /// Memory read at a time.
@@ -42,6 +43,7 @@ pub(super) struct Work {
     pub(super) bundle: PathBuf,
     pub(super) offer: Offer,
     pub(super) options: ExportOptions,
+    pub(super) signer: Option<Identity>,
     pub(super) steps: Vec<Step>,
     pub(super) observer: Observer,
     pub(super) whole: Whole,
@@ -138,7 +140,7 @@ impl Work {
         };
         write().map_err(ArchiveError::io("writing the archive"))?;
         let end = || -> io::Result<Outlet> {
-            let mut out = writer.finish()?.finish()?;
+            let mut out = writer.finish(self.signer.as_ref())?.finish()?;
             out.flush()?;
             Ok(out)
         };

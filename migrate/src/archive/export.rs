@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use godwit_runtime::control::create_private_dir;
 use godwit_runtime::verdict::Verdict;
+use rustls::pki_types::UnixTime;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -23,7 +24,7 @@ use crate::clock::{Clock, Step};
 use crate::drain;
 use crate::engine::Container;
 use crate::failure::{Cause, Failure, Problem};
-use crate::finding::{self, Level};
+use crate::finding::{self, Code, Finding, Level};
 use crate::host::Host;
 use crate::journal::{Journal, Mark, Opened};
 use crate::options::MoveOptions;
@@ -110,6 +111,7 @@ pub async fn run(
         down_micros: export.clock.downtime_micros().unwrap_or_default(),
         connections_kept: 0,
         connections_closed: 0,
+        signed_by: export.options.sign.then(|| export.host.name.clone()),
         remarks: export.remarks,
     })
 }
@@ -176,8 +178,14 @@ impl Export {
         {
             log::warn!("export {}: {warning}", self.migration);
         }
-        let objections = finding::problems(&own.findings);
+        let mut objections = finding::problems(&own.findings);
         self.own = Some(own);
+        if self.options.sign
+            && let Err(error) = self.host.identity.check_time(UnixTime::now())
+        {
+            let told = Finding::of_sentence(Code::Certificates, &error.to_string());
+            objections.extend(finding::on(&self.host.name, [told]));
+        }
         if objections.is_empty() {
             Ok(())
         } else {
@@ -250,6 +258,7 @@ impl Export {
             bundle: view.bundle,
             offer: own.offer.clone(),
             options: self.options.clone(),
+            signer: self.options.sign.then(|| self.host.identity.clone()),
             steps: self.dump_steps.clone(),
             observer: self.observer.clone(),
             whole: self.outgoing.whole(),

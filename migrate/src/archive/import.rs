@@ -64,6 +64,8 @@ struct Import {
     is_opened: bool,
     verdict: Option<Verdict>,
     connections: (usize, usize),
+    /// Who has signed the archive, if that was found to be so.
+    signed_by: Option<String>,
     /// Why a container does not run that was to.
     broken: Option<String>,
 }
@@ -92,6 +94,7 @@ pub async fn run(
         is_opened: false,
         verdict: None,
         connections: (0, 0),
+        signed_by: None,
         broken: None,
     };
     run::run(&mut import).await?;
@@ -114,6 +117,7 @@ pub async fn run(
         down_micros: u64::try_from(import.began.elapsed().as_micros()).unwrap_or(u64::MAX),
         connections_kept: import.connections.0,
         connections_closed: import.connections.1,
+        signed_by: import.signed_by,
         remarks: Vec::new(),
     })
 }
@@ -200,13 +204,40 @@ impl Import {
             .map_err(|_| Problem::failed("nobody has brought an archive"))?
             .map_err(|error| Problem::failed(error.to_string()))?;
         self.staged = staged.map_err(|error| match error {
-            ArchiveError::Refused(reason) => {
-                let told = Finding::problem(Code::Archive, format!("the archive is refused: {reason}"), "");
-                Problem::Here(Cause::Refused(finding::on(&self.host.name, [told])))
-            }
+            ArchiveError::Refused(reason) => self.refused(&[Finding::problem(
+                Code::Archive,
+                format!("the archive is refused: {reason}"),
+                "",
+            )]),
             error => Problem::failed(error.to_string()),
         })?;
+        self.signed_by = self
+            .signer()
+            .map_err(|sentence| self.refused(&[Finding::of_sentence(Code::Archive, &sentence)]))?;
         Ok(())
+    }
+
+    /// The host that has signed the archive. A signature that is there is checked, whether one is required or not: a wrong one
+    /// tells that somebody has changed the archive.
+    fn signer(&self) -> Result<Option<String>, String> {
+        let digests = self.staged.notes.get(layout::DIGESTS);
+        if let (Some(signature), Some(manifest), Some(digests)) =
+            (&self.staged.signature, &self.staged.manifest, digests)
+        {
+            let checked = signature.check(&self.host.identity, &manifest.host, digests);
+            return match checked {
+                Ok(()) => Ok(Some(manifest.host.clone())),
+                Err(error) => Err(format!("the archive is refused: {error}")),
+            };
+        }
+        let required = match (self.options.require_signature, self.host.require_signature) {
+            (_, true) => "require_signature in this host's agent.toml asks for it",
+            (true, false) => "--require-signature asks for it",
+            (false, false) => return Ok(None),
+        };
+        Err(format!(
+            "the archive is refused: it is not signed, and {required}; export it with --sign"
+        ))
     }
 
     /// Every reason why not.

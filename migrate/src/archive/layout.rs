@@ -4,8 +4,10 @@
 
 /// Ours, and the first of all: whose archive it is, and what it will have.
 pub const MANIFEST: &str = "godwit.manifest";
-/// Ours, and the last of all: the sums of the others.
+/// Ours, and the last of all but for a signature: the sums of the others.
 pub const DIGESTS: &str = "godwit.digests";
+/// Ours, and behind the sums: a host's signature over them.
+pub const SIGNATURE: &str = "godwit.signature";
 /// The container's configuration as podman has it.
 pub const CONFIG: &str = "config.dump";
 /// The container's OCI configuration.
@@ -27,9 +29,11 @@ pub const VOLUME_DIR: &str = "volumes/";
 const VOLUME_SUFFIX: &str = ".tar";
 
 /// Small members, each with the bytes it has at most: what is read into memory whole.
-const NOTES: [(&str, u64); 8] = [
+const NOTES: [(&str, u64); 9] = [
     (MANIFEST, 16 << 20),
     (DIGESTS, 32 << 20),
+    // A certificate has some 600 bytes, one of RSA some 2000.
+    (SIGNATURE, 64 << 10),
     (CONFIG, 16 << 20),
     (SPEC, 16 << 20),
     (NETWORK, 16 << 20),

@@ -2,7 +2,7 @@
 //!
 //! An export is the source's half of a move and an import the destination's; between them there is no link but a file, which a
 //! client of the local API writes or reads. The layout is that of podman, CRI-O and checkpointctl (`docs/archive.md`); what
-//! they have no place for stands in two members of ours. Nothing here decides what a client does with the file.
+//! they have no place for stands in members of our own. Nothing here decides what a client does with the file.
 
 pub mod board;
 pub mod bundle;
@@ -18,6 +18,7 @@ pub mod pipe;
 pub mod publish;
 pub mod read;
 pub mod recovery;
+pub mod signature;
 pub mod stats;
 pub mod write;
 
@@ -66,6 +67,8 @@ pub struct ExportOptions {
     pub compress: Compression,
     /// Which volumes are in it.
     pub volumes: Policies,
+    /// This host signs it.
+    pub sign: bool,
 }
 
 /// How an archive is imported. What is left out is as by default.
@@ -80,6 +83,8 @@ pub struct ImportOptions {
     pub tcp: TcpChoice,
     /// The ports it publishes, in place of those it did.
     pub publish: Vec<Published>,
+    /// One that no host of this authority has signed is refused, whatever the agent's configuration says.
+    pub require_signature: bool,
 }
 
 /// What is told of an export or import that succeeded.
@@ -102,6 +107,9 @@ pub struct Summary {
     pub connections_kept: usize,
     /// TCP connections that were closed.
     pub connections_closed: usize,
+    /// The host that has signed it; of an import, whose signature was found to be right.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signed_by: Option<String>,
     /// What did not go as it should, in words; empty as a rule.
     pub remarks: Vec<String>,
 }

@@ -3,7 +3,7 @@
 //!
 //! It is taken for hostile. Only known members are taken, each once, by names that are made here; bytes are counted against the
 //! room there is before they are written; in an archive of ours each member must be one that its manifest lists, of that size, and
-//! have the sum that its last member says. What lies where when this fails is for the caller to remove, with the places.
+//! have the sum that the last but the signature says. Whose signature it may be is for the caller to judge. What lies where when this fails is for the caller to remove, with the places.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{File, OpenOptions};
@@ -17,6 +17,7 @@ use godwit_runtime::tar::{self, Kind, Member};
 use super::ArchiveError;
 use super::layout::{self, Place};
 use super::manifest::Manifest;
+use super::signature::Signature;
 use crate::progress::Transfer;
 
 /// Bytes copied at a time.
@@ -43,6 +44,8 @@ pub struct Places<'a> {
 pub struct Staged {
     /// What Godwit says of it; nothing if somebody else made it.
     pub manifest: Option<Manifest>,
+    /// A signature over its sums, of whomever.
+    pub signature: Option<Signature>,
     /// Small members by name.
     pub notes: BTreeMap<&'static str, Vec<u8>>,
     /// The writable layer.
@@ -73,9 +76,7 @@ pub fn stage(input: impl Read, places: Places<'_>, transfer: &Arc<Transfer>) -> 
         if n_members > MAX_MEMBERS {
             return refused("it has more members than any");
         }
-        if run.staged.notes.contains_key(layout::DIGESTS) {
-            return refused("something follows its last member");
-        }
+        run.check_order(&member.path)?;
         run.take(&member, n_members == 1, &mut archive)?;
     }
     archive.finish().map_err(unreadable)?;
@@ -96,6 +97,20 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
+    /// Behind the sums comes a signature or nothing, and a signature comes nowhere else.
+    fn check_order(&self, path: &[u8]) -> Result<(), ArchiveError> {
+        let is_signature = matches!(layout::place(path), Some(Place::Note(layout::SIGNATURE, _)));
+        match (self.staged.notes.contains_key(layout::DIGESTS), is_signature) {
+            (true, true) if self.staged.signature.is_none() => Ok(()),
+            (true, _) => refused("something follows its last member"),
+            (false, true) => refused(format!(
+                "{} stands where Godwit does not write it",
+                layout::SIGNATURE
+            )),
+            (false, false) => Ok(()),
+        }
+    }
+
     fn take(&mut self, member: &Member, is_first: bool, contents: &mut dyn Read) -> Result<(), ArchiveError> {
         let shown = shown(&member.path);
         let Some(place) = layout::place(&member.path) else {
@@ -123,6 +138,9 @@ impl Run<'_> {
                 }
                 let mut bytes = Vec::new();
                 let digest = self.copy(contents, &mut bytes)?;
+                if note == layout::SIGNATURE {
+                    self.staged.signature = Some(Signature::parse(&bytes)?);
+                }
                 if note == layout::MANIFEST {
                     let manifest = Manifest::parse(&bytes)?;
                     self.check_room(&manifest)?;
@@ -165,7 +183,7 @@ impl Run<'_> {
             (None, layout::MANIFEST | layout::DIGESTS) => {
                 refused(format!("{name} stands where Godwit does not write it"))
             }
-            (None, _) | (Some(_), layout::DIGESTS) => Ok(()),
+            (None, _) | (Some(_), layout::DIGESTS | layout::SIGNATURE) => Ok(()),
             (Some(_), name) => match self.listed.get(name) {
                 Some(told) if *told == size => Ok(()),
                 Some(told) => refused(format!("{name} has {size} bytes, its manifest says {told}")),
@@ -224,6 +242,7 @@ impl Run<'_> {
         let told: BTreeMap<String, String> = serde_json::from_slice(told)
             .map_err(|error| ArchiveError::Refused(format!("{}: {error}", layout::DIGESTS)))?;
         self.digests.remove(layout::DIGESTS);
+        self.digests.remove(layout::SIGNATURE);
         for (name, digest) in &self.digests {
             match told.get(name) {
                 Some(told) if told == digest => {}

@@ -69,7 +69,7 @@ fn ours(announced: &[(&str, &[u8])], members: &[(&str, &[u8])]) -> Vec<u8> {
     for (name, bytes) in members {
         writer.note(name, bytes).unwrap();
     }
-    writer.finish().unwrap()
+    writer.finish(None).unwrap()
 }
 
 /// An archive of somebody else.
@@ -193,7 +193,7 @@ fn what_does_not_fit_is_refused_before_it_is_written() {
     let mut writer = Writer::new(Vec::new(), Arc::default());
     let manifest = serde_json::to_vec(&manifest).unwrap();
     writer.note(layout::MANIFEST, &manifest).unwrap();
-    let told = host.refuses(&writer.finish().unwrap());
+    let told = host.refuses(&writer.finish(None).unwrap());
     assert!(told.contains("its image does not fit"), "{told}");
     let note = vec![b' '; (16 << 20) + 1];
     let told = host.refuses(&theirs(&[(
@@ -270,6 +270,67 @@ fn what_is_ours_stands_where_we_write_it() {
         let told = Host::new().refuses(&theirs(&[member.clone(), (Member::file(name, 2), b"{}")]));
         assert!(told.contains("stands where Godwit does not write it"), "{told}");
     }
+}
+
+/// An archive of ours with these members behind its sums.
+fn ours_with(behind: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut archive = ours(&MEMBERS, &MEMBERS);
+    archive.truncate(archive.len() - tar::END.len());
+    let behind: Vec<_> = behind
+        .iter()
+        .map(|(name, bytes)| (Member::file(*name, bytes.len() as u64), *bytes))
+        .collect();
+    archive.extend(theirs(&behind));
+    archive
+}
+
+/// A signature in form; whose it is nobody asks here.
+const SIGNATURE: &[u8] = b"-----BEGIN CERTIFICATE-----
+AAAA
+-----END CERTIFICATE-----
+-----BEGIN GODWIT ARCHIVE SIGNATURE-----
+AAAA
+-----END GODWIT ARCHIVE SIGNATURE-----
+";
+
+#[test]
+fn a_signature_stands_once_behind_the_sums_and_nothing_behind_it() {
+    let signature = (layout::SIGNATURE, SIGNATURE);
+    let staged = Host::new().take(&ours_with(&[signature])).unwrap();
+    assert!(staged.signature.is_some());
+    let dotted = ("./godwit.signature", SIGNATURE);
+    for behind in [
+        &[signature, signature][..],
+        &[signature, dotted],
+        &[signature, ("ctr.log", b"")],
+        &[signature, (layout::DIGESTS, b"{}")],
+        &[("ctr.log", b""), signature],
+        &[(layout::SPEC, b"{}")],
+    ] {
+        let told = Host::new().refuses(&ours_with(behind));
+        assert!(told.contains("something follows its last member"), "{told}");
+    }
+    for (early, announced) in [(signature, false), (signature, true), (dotted, false)] {
+        let members = [&MEMBERS[..1], &[early], &MEMBERS[1..]].concat();
+        let announced = if announced { &members[..] } else { &MEMBERS };
+        let told = Host::new().refuses(&ours(announced, &members));
+        assert!(
+            told.contains("godwit.signature stands where Godwit does not write it"),
+            "{told}"
+        );
+    }
+    let first = (Member::file(layout::SIGNATURE, SIGNATURE.len() as u64), SIGNATURE);
+    let told = Host::new().refuses(&theirs(&[first]));
+    assert!(told.contains("stands where Godwit does not write it"), "{told}");
+}
+
+#[test]
+fn a_signature_is_small_and_one_in_form() {
+    let large = [SIGNATURE, &vec![b'\n'; 64 << 10]].concat();
+    let told = Host::new().refuses(&ours_with(&[(layout::SIGNATURE, &large)]));
+    assert!(told.contains("65536 are allowed"), "{told}");
+    let told = Host::new().refuses(&ours_with(&[(layout::SIGNATURE, b"believe me")]));
+    assert!(told.contains("godwit.signature: there is no signature"), "{told}");
 }
 
 #[test]

@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use godwit_runtime::tar::{self, Member};
 
-use super::layout;
+use super::{layout, signature};
 use crate::progress::Transfer;
+use crate::tls::Identity;
 
 /// An archive that is being written.
 pub struct Writer<W: Write> {
@@ -61,14 +62,13 @@ impl<W: Write> Writer<W> {
         Ok(())
     }
 
-    /// Writes the sums of all and the end.
-    pub fn finish(mut self) -> io::Result<W> {
+    /// Writes the sums of all, the signature over them of whoever is to sign, and the end.
+    pub fn finish(mut self, signer: Option<&Identity>) -> io::Result<W> {
         let digests = serde_json::to_vec(&self.digests)?;
-        self.out
-            .write_all(&tar::head(&Member::file(layout::DIGESTS, digests.len() as u64))?)?;
-        self.out.write_all(&digests)?;
-        self.out
-            .write_all(&tar::END[..tar::padding(digests.len() as u64)])?;
+        self.note(layout::DIGESTS, &digests)?;
+        if let Some(identity) = signer {
+            self.note(layout::SIGNATURE, &signature::sign(identity, &digests)?)?;
+        }
         self.out.write_all(&tar::END)?;
         Ok(self.out)
     }

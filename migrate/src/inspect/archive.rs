@@ -15,15 +15,16 @@ use super::budget::{Budget, oversized};
 use super::collected::Collected;
 use super::image::Image;
 use super::view::{Origin, Subject, SubjectKind};
-use crate::archive::compress;
 use crate::archive::layout::{self, Place};
 use crate::archive::manifest::Manifest;
+use crate::archive::signature::Signature;
+use crate::archive::{ArchiveError, compress};
 
 /// Members at most: an image has some ten, and some for each task.
 const MAX_MEMBERS: usize = 1_000_000;
 
 /// Descriptions that are read: ours, and podman's of the container.
-const NOTES: [&str; 2] = [layout::MANIFEST, layout::CONFIG];
+const NOTES: [&str; 3] = [layout::MANIFEST, layout::CONFIG, layout::SIGNATURE];
 
 /// What podman, CRI-O and others say of a container.
 #[derive(Default, Deserialize)]
@@ -79,11 +80,17 @@ pub fn read_from(input: impl Read, name: String) -> io::Result<Image> {
         engine: None,
         image: config.rootfs_image_name,
         state: None,
+        signed_by: None,
     };
     let mut image = Image::read(subject, &collected)?;
     image.inspection.sizes.parts = parts;
     if let Some(text) = notes.get(layout::MANIFEST) {
-        let manifest = Manifest::parse(text).map_err(|error| io::Error::other(error.to_string()))?;
+        let unreadable = |error: ArchiveError| io::Error::other(error.to_string());
+        let manifest = Manifest::parse(text).map_err(unreadable)?;
+        if let Some(member) = notes.get(layout::SIGNATURE) {
+            Signature::parse(member).map_err(unreadable)?;
+            image.inspection.subject.signed_by = Some(manifest.host.clone());
+        }
         told(&mut image, manifest);
     }
     Ok(image)

@@ -46,6 +46,7 @@ pub fn read(directory: &Path) -> io::Result<Image> {
         engine: None,
         image: None,
         state: None,
+        signed_by: None,
     };
     let mut image = Image::read(subject, &collected)?;
     if image.damage.is_none()

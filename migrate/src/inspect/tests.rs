@@ -193,6 +193,7 @@ fn subject() -> Subject {
         engine: None,
         image: None,
         state: None,
+        signed_by: None,
     }
 }
 

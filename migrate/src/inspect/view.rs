@@ -46,6 +46,9 @@ pub struct Subject {
     pub image: Option<String>,
     /// The state of a container, in its engine's words.
     pub state: Option<String>,
+    /// The host that an archive says has signed it, which was not checked.
+    #[serde(default)]
+    pub signed_by: Option<String>,
 }
 
 /// The sorts of things that can be looked at.

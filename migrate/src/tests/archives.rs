@@ -2,18 +2,24 @@
 //! dies.
 
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
+use godwit_runtime::tar;
+use rustls::pki_types::UnixTime;
 use tokio_util::sync::CancellationToken;
 
 use super::fake::{IMAGE, NAME, SOURCE_ID, Tasks};
 use super::fake_volumes::VOLUMES;
-use super::world::{PATIENCE, World};
+use super::world::{IDENTITIES, PATIENCE, World};
 use crate::archive::board::Board;
-use crate::archive::{ExportOptions, ImportOptions, Summary, export, import};
+use crate::archive::compress::Compression;
+use crate::archive::{ExportOptions, ImportOptions, Summary, export, import, layout};
+use crate::ca;
 use crate::engine::Engine;
 use crate::failure::{Cause, Failure};
 use crate::places::MigrationId;
 use crate::progress::Observer;
+use crate::tls::Identity;
 
 type Outcome = Result<Summary, Failure>;
 
@@ -244,6 +250,144 @@ async fn an_archive_whose_image_is_not_here_is_refused_by_its_name() {
         "{failure}"
     );
     world.assert_nothing_left("no image");
+}
+
+/// Exports with a signature; one that is not packed.
+async fn signed(world: &World) -> Vec<u8> {
+    let options = ExportOptions {
+        sign: true,
+        compress: Compression::None,
+        ..ExportOptions::default()
+    };
+    let (outcome, archive) = export_from(world, options, Client::Stores).await;
+    assert_eq!(outcome.unwrap().signed_by.as_deref(), Some("ha"));
+    archive
+}
+
+/// What hb says of an archive that it refuses for its signature, or for the lack of one; nothing of it is there.
+async fn refused(world: &World, options: ImportOptions, archive: &[u8]) -> String {
+    let failure = import_to(world, options, archive).await.unwrap_err();
+    assert!(matches!(failure.cause, Cause::Refused(_)), "{failure}");
+    world.assert_nothing_left("refused for its signature");
+    failure.to_string()
+}
+
+/// What is before an archive's signature, and the rest.
+fn split(archive: &[u8]) -> (&[u8], &[u8]) {
+    let name = layout::SIGNATURE.as_bytes();
+    let at = archive
+        .windows(name.len())
+        .rposition(|bytes| bytes == name)
+        .unwrap();
+    archive.split_at(at)
+}
+
+/// The archive without its signature.
+fn stripped(archive: &[u8]) -> Vec<u8> {
+    [split(archive).0, &tar::END].concat()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whose_signature_an_archive_has_is_told_at_its_import() {
+    let world = world();
+    let archive = signed(&world).await;
+    let required = ImportOptions {
+        require_signature: true,
+        ..ImportOptions::default()
+    };
+    let summary = import_to(&world, required, &archive).await.unwrap();
+    assert_eq!(summary.signed_by.as_deref(), Some("ha"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_signature_is_refused_where_none_is_required_too() {
+    let (world, other) = (world(), world());
+    let (archive, other) = (signed(&world).await, signed(&other).await);
+    // Sums that fit what is there, which is not what was signed.
+    let forged = [split(&archive).0, split(&other).1].concat();
+    let told = refused(&world, ImportOptions::default(), &forged).await;
+    assert!(told.contains("ha has not signed this; get it anew"), "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_archive_whose_signature_was_taken_off_is_one_that_has_none() {
+    let world = world();
+    let archive = stripped(&signed(&world).await);
+    let required = ImportOptions {
+        require_signature: true,
+        ..ImportOptions::default()
+    };
+    let told = refused(&world, required, &archive).await;
+    assert!(
+        told.contains("it is not signed, and --require-signature asks for it; export it with --sign"),
+        "{told}"
+    );
+    let summary = import_to(&world, ImportOptions::default(), &archive)
+        .await
+        .unwrap();
+    assert_eq!(summary.signed_by, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_may_import_signed_archives_only() {
+    let world = World::of(IDENTITIES.clone(), true);
+    world.destination.fake.images.lock().unwrap().push(IMAGE.into());
+    let archive = signed(&world).await;
+    let told = refused(&world, ImportOptions::default(), &stripped(&archive)).await;
+    assert!(
+        told.contains("require_signature in this host's agent.toml"),
+        "{told}"
+    );
+    import_to(&world, ImportOptions::default(), &archive)
+        .await
+        .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_of_another_authority_is_not_believed() {
+    let directory = tempfile::tempdir().unwrap();
+    let [authority, own] = ["ca", "ha"].map(|name| directory.path().join(name));
+    ca::init(&authority).unwrap();
+    ca::issue(&authority, "ha", &[], &own).unwrap();
+    let [_, hb] = IDENTITIES.clone();
+    let world = World::of([Identity::load(&own).unwrap(), hb], false);
+    let archive = signed(&world).await;
+    let told = refused(&world, ImportOptions::default(), &archive).await;
+    assert!(told.contains("of another authority than this host's"), "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_whose_certificate_has_expired_signs_nothing_and_leaves_the_container_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let [authority, own] = ["ca", "ha"].map(|name| directory.path().join(name));
+    ca::init(&authority).unwrap();
+    let soon = SystemTime::now() + Duration::from_secs(2);
+    ca::issue_until(&authority, "ha", &own, soon);
+    let [_, hb] = IDENTITIES.clone();
+    let world = World::of([Identity::load(&own).unwrap(), hb], false);
+    let expired = async {
+        while world.source.host.identity.check_time(UnixTime::now()).is_ok() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, expired)
+        .await
+        .expect("its certificate does not expire");
+    let options = ExportOptions {
+        sign: true,
+        ..ExportOptions::default()
+    };
+    let (outcome, archive) = export_from(&world, options, Client::Stores).await;
+    let failure = outcome.unwrap_err();
+    assert!(matches!(failure.cause, Cause::Refused(_)), "{failure}");
+    assert!(
+        failure
+            .to_string()
+            .contains("host.pem has expired; issue it again"),
+        "{failure}"
+    );
+    assert!(archive.is_empty());
+    world.assert_at_source("not signed");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, LazyLock, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::fake::{Census, Fake, FakeShims, HOLD, IMAGE, NAME, SOURCE_ID, Tasks};
 use super::fake_volumes::{ANONYMOUS, NAMED, VOLUMES};
+use crate::ca;
 use crate::clock::Report;
 use crate::deadlines;
 use crate::destination;
@@ -27,9 +28,22 @@ use crate::options::MoveOptions;
 use crate::places::{MigrationId, Places};
 use crate::progress::Observer;
 use crate::recovery;
+use crate::tls::Identity;
 
 /// How long anything in these tests may take.
 pub(super) const PATIENCE: Duration = Duration::from_secs(25);
+
+/// The hosts' certificates, of one authority.
+pub(super) static IDENTITIES: LazyLock<[Identity; 2]> = LazyLock::new(|| {
+    let directory = tempfile::tempdir().unwrap();
+    let authority = directory.path().join("ca");
+    ca::init(&authority).unwrap();
+    ["ha", "hb"].map(|host| {
+        let own = directory.path().join(host);
+        ca::issue(&authority, host, &[], &own).unwrap();
+        Identity::load(&own).unwrap()
+    })
+});
 
 /// A host and what is behind it.
 pub(super) struct Place {
@@ -55,11 +69,27 @@ struct Pipes {
 
 impl World {
     pub(super) fn new() -> Self {
+        Self::of(IDENTITIES.clone(), false)
+    }
+
+    /// With these certificates, and hosts that import signed archives only if that is said.
+    pub(super) fn of(identities: [Identity; 2], require_signature: bool) -> Self {
+        let [ha, hb] = identities;
         let directory = tempfile::tempdir().unwrap();
         let census = Arc::new(Census::default());
         let (to_source, to_destination) = (Arc::default(), Arc::default());
-        let source = Place::new(directory.path(), "ha", &census, Arc::clone(&to_destination));
-        let destination = Place::new(directory.path(), "hb", &census, Arc::clone(&to_source));
+        let place = |name, identity, other: &Arc<_>| {
+            Place::new(
+                directory.path(),
+                name,
+                identity,
+                require_signature,
+                &census,
+                Arc::clone(other),
+            )
+        };
+        let source = place("ha", ha, &to_destination);
+        let destination = place("hb", hb, &to_source);
         to_source.set(Arc::clone(&source.host)).ok().unwrap();
         to_destination.set(Arc::clone(&destination.host)).ok().unwrap();
         source
@@ -388,7 +418,14 @@ impl Peers for Pipes {
 }
 
 impl Place {
-    fn new(root: &Path, name: &'static str, census: &Arc<Census>, other: Arc<OnceLock<Arc<Host>>>) -> Self {
+    fn new(
+        root: &Path,
+        name: &'static str,
+        identity: Identity,
+        require_signature: bool,
+        census: &Arc<Census>,
+        other: Arc<OnceLock<Arc<Host>>>,
+    ) -> Self {
         let directory = root.join(name);
         let places = Places {
             state: directory.join("state"),
@@ -411,6 +448,8 @@ impl Place {
         });
         let host = Host {
             name: name.into(),
+            identity,
+            require_signature,
             engines: Engines::new(vec![Arc::clone(&fake) as Arc<dyn Engine>]),
             shims: Arc::new(FakeShims(Arc::clone(&fake))),
             peers: Arc::new(Pipes { me: name, other }),

@@ -38,19 +38,20 @@ const DAY_SECONDS: u64 = 24 * 3600;
 /// A host's certificate, key and authority, checked.
 #[derive(Clone, Debug)]
 pub struct Identity {
-    certificate_path: PathBuf,
-    certificate: CertificateDer<'static>,
-    intermediates: Vec<CertificateDer<'static>>,
+    pub(super) authority_path: PathBuf,
+    pub(super) certificate_path: PathBuf,
+    pub(super) certificate: CertificateDer<'static>,
+    pub(super) intermediates: Vec<CertificateDer<'static>>,
     pub(super) client: Arc<ClientConfig>,
     /// Lacks the verifier, which knows the peers and differs per connection.
-    server: ServerParts,
+    pub(super) server: ServerParts,
 }
 
 #[derive(Clone, Debug)]
-struct ServerParts {
-    provider: Arc<CryptoProvider>,
-    verifier: Arc<dyn ClientCertVerifier>,
-    key: Arc<rustls::sign::CertifiedKey>,
+pub(super) struct ServerParts {
+    pub(super) provider: Arc<CryptoProvider>,
+    pub(super) verifier: Arc<dyn ClientCertVerifier>,
+    pub(super) key: Arc<rustls::sign::CertifiedKey>,
 }
 
 impl Identity {
@@ -89,6 +90,7 @@ impl Identity {
         client.resumption = Resumption::disabled();
 
         Ok(Identity {
+            authority_path,
             certificate_path,
             certificate: chain[0].clone(),
             intermediates: chain[1..].to_vec(),
@@ -253,7 +255,7 @@ fn check_chain(
 }
 
 /// Whether a certificate carries a DNS name; if not, those it does carry.
-fn carries_name(certificate: &CertificateDer<'_>, name: &str) -> Result<(), Vec<String>> {
+pub(super) fn carries_name(certificate: &CertificateDer<'_>, name: &str) -> Result<(), Vec<String>> {
     let checked = ServerName::try_from(name)
         .map_err(|_| rustls::Error::from(CertificateError::NotValidForName))
         .and_then(|name| verify_server_name(&ParsedCertificate::try_from(certificate)?, &name));
@@ -330,7 +332,7 @@ fn unusable_key(key: &Path, certificate: &Path, error: rustls::Error) -> TlsErro
     }
 }
 
-fn unusable(path: &Path, authority: &Path, error: rustls::Error) -> TlsError {
+pub(super) fn unusable(path: &Path, authority: &Path, error: rustls::Error) -> TlsError {
     let path = path.to_owned();
     let rustls::Error::InvalidCertificate(reason) = error else {
         return malformed(&path, &error);

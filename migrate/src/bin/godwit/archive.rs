@@ -106,6 +106,9 @@ impl Telling {
         if kept + closed > 0 {
             writeln!(out, "TCP connections: {kept} kept, {closed} closed")?;
         }
+        if let Some(host) = &summary.signed_by {
+            writeln!(out, "signed by {host}")?;
+        }
         for remark in &summary.remarks {
             writeln!(out, "note: {remark}")?;
         }

@@ -57,6 +57,9 @@ pub(crate) struct Order {
     /// same name; for all of them, or for one by name or place in the container. May be given several times.
     #[arg(long, value_name = "[VOLUME=]POLICY", value_parser = Wish::from_str)]
     volumes: Vec<Wish>,
+    /// Have this host sign the archive, so that an import can tell that one of your hosts has made it.
+    #[arg(long)]
+    sign: bool,
     /// Whose container it is: docker, containerd or auto, the first that knows it.
     #[arg(long, default_value_t)]
     engine: Choice,
@@ -76,6 +79,7 @@ impl Order {
                 leave_running: self.leave_running,
                 compress: self.compress,
                 volumes: self.volumes.into_iter().collect(),
+                sign: self.sign,
             },
         };
         (request, self.output)

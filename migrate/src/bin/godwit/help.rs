@@ -54,6 +54,7 @@ Exit codes:
 pub(crate) const EXPORT: &str = "\
 Examples:
   godwit export redis -o redis.tar.zst                  redis is stopped, and in the file
+  godwit export redis -o signed.tar.zst --sign          an import can tell that this host has made it
   godwit export redis -o backup.tar --leave-running --compress none
   godwit export redis -o - | ssh hb godwit import -     through a pipe
   godwit export birds/counter -o counter.tar.zst        a container of containerd, in namespace birds
@@ -69,6 +70,7 @@ Exit codes:
 pub(crate) const IMPORT: &str = "\
 Examples:
   godwit import redis.tar.zst
+  godwit import signed.tar.zst --require-signature
   godwit import redis.tar.zst --name again --publish 6380:6379 --tcp close
 
 Exit codes:

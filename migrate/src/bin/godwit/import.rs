@@ -44,6 +44,9 @@ pub(crate) struct Order {
     /// A port it publishes, in place of all that it did. May be given several times.
     #[arg(short, long, value_name = "[ADDRESS:]HOST-PORT:PORT[/PROTOCOL]")]
     publish: Vec<Published>,
+    /// Take no archive but one that a host of this one's authority has signed.
+    #[arg(long)]
+    require_signature: bool,
 }
 
 impl Order {
@@ -54,6 +57,7 @@ impl Order {
             engine: self.engine,
             tcp: self.tcp,
             publish: self.publish,
+            require_signature: self.require_signature,
         };
         (ImportRequest { options }, self.file)
     }

@@ -153,6 +153,9 @@ fn head(out: &mut impl Write, inspection: &Inspection) -> std::io::Result<()> {
             writeln!(out, "{what} {}", printable(text))?;
         }
     }
+    if let Some(host) = &subject.signed_by {
+        writeln!(out, "signed by {}, which an import checks", printable(host))?;
+    }
     if let Some(origin) = &inspection.origin {
         let told = [
             origin.architecture.clone(),
