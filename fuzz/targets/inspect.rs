@@ -35,6 +35,7 @@ fuzz_target!(|input: &[u8]| {
         engine: None,
         image: None,
         state: None,
+        signed_by: None,
     };
     if let Ok(image) = Image::read(subject, &collected) {
         let told = image.inspection;
