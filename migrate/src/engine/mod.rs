@@ -6,6 +6,7 @@
 
 pub mod containerd;
 pub mod docker;
+pub mod image_store;
 mod needs;
 pub mod set;
 pub mod volume;
@@ -18,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::finding::Finding;
+use image_store::ImageStore;
 use volume::VolumeStore;
 
 /// Godwit's own runtime, as containerd names it.
@@ -265,6 +267,11 @@ pub trait Engine: Send + Sync {
 
     /// The volumes it keeps; `None` if it keeps none.
     fn volumes(&self) -> Option<&dyn VolumeStore> {
+        None
+    }
+
+    /// Its images, as far as an archive can be one; `None` if it cannot.
+    fn images(&self) -> Option<&dyn ImageStore> {
         None
     }
 

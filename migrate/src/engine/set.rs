@@ -43,6 +43,14 @@ impl Engines {
             .ok_or_else(|| EngineError::Unknown(name.to_owned()))
     }
 
+    /// Those among which somebody's choice leaves to look, in order.
+    pub fn among(&self, choice: Choice) -> Result<Vec<Arc<dyn Engine>>, EngineError> {
+        match choice {
+            Choice::Auto => Ok(self.0.clone()),
+            one => Ok(vec![self.of(&one.to_string())?]),
+        }
+    }
+
     /// How all of them are.
     pub async fn examine(&self) -> Vec<Finding> {
         let mut findings = Vec::new();

@@ -9,9 +9,9 @@ use protobuf::{Message, MessageField};
 
 use super::grpc::{Client, NOT_FOUND, Scope};
 use super::proto::{
-    ApplyDiff, BlobDigest, BlobInfo, CommitSnapshot, Container, ContainerFilters, ContainerId, Containers,
-    CreateLease, CreateTask, Descriptor, DiffApplied, Empty, FieldMask, Image, ImageFilters, ImageName,
-    Images, KillTask, LeaseId, Mount, Mounts, Namespaces, OneBlobInfo, OneContainer, OneImage,
+    ApplyDiff, BlobDigest, BlobInfo, BlobRef, CommitSnapshot, Container, ContainerFilters, ContainerId,
+    Containers, CreateLease, CreateTask, Descriptor, DiffApplied, Empty, FieldMask, Image, ImageFilters,
+    ImageName, Images, KillTask, LeaseId, Mount, Mounts, Namespaces, OneBlobInfo, OneContainer, OneImage,
     OneSnapshotInfo, PrepareSnapshot, Process, SnapshotInfo, SnapshotKey, TaskFilters, TaskId, TaskProcess,
     Tasks, UpdateBlob, UpdateContainer,
 };
@@ -220,6 +220,24 @@ impl<'a> Namespace<'a> {
         };
         let made = self.ask::<OneImage>("images.v1.Images/Create", &request);
         made.await.map(drop)
+    }
+
+    /// Absent is fine.
+    pub(super) async fn delete_image(&self, name: &str) -> Result<(), EngineError> {
+        let request = ImageName {
+            name: name.to_owned(),
+            ..Default::default()
+        };
+        absent_is_none(self.ask::<Empty>("images.v1.Images/Delete", &request).await).map(drop)
+    }
+
+    /// Throws an unfinished blob away; absent is fine.
+    pub(super) async fn abort_blob(&self, name: &str) -> Result<(), EngineError> {
+        let request = BlobRef {
+            ref_: name.to_owned(),
+            ..Default::default()
+        };
+        absent_is_none(self.change::<Empty>("content.v1.Content/Abort", &request).await).map(drop)
     }
 
     pub(super) async fn blob(&self, digest: &str) -> Result<Option<BlobInfo>, EngineError> {

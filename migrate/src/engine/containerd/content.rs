@@ -77,7 +77,10 @@ pub(super) async fn copy_in(
     input: &mut (impl AsyncRead + Unpin),
 ) -> Result<(), EngineError> {
     let mut blob = input.take(descriptor.size);
-    match write(namespace, descriptor, &labels, &mut blob).await {
+    // The name of the unfinished blob is this move's own, so that two moves of one image do not write into one.
+    let lease = namespace.scope.lease.unwrap_or("godwit");
+    let name = format!("{lease}-{}", descriptor.digest);
+    match write(namespace, &name, Some(descriptor), &labels, &mut blob).await {
         // From an earlier image, or another namespace's: the blob is the same, its labels may not be.
         Err(EngineError::Refused {
             status: ALREADY_EXISTS,
@@ -89,24 +92,53 @@ pub(super) async fn copy_in(
                 .map_err(|error| broken(WRITE, error.to_string()))?;
             namespace.label_blob(&descriptor.digest, labels).await
         }
-        other => other,
+        other => other.map(drop),
     }
 }
 
+/// What a layer is called while it is taken in under this lease.
+pub(super) fn layer_of(lease: &str) -> String {
+    format!("{lease}-layer")
+}
+
+/// Takes in all of `input` as a blob whose length and digest come out of it, which are returned. On `Err` nothing of it stays.
+pub(super) async fn take_in(
+    namespace: Namespace<'_>,
+    media_type: &str,
+    input: &mut (impl AsyncRead + Unpin),
+) -> Result<Descriptor, EngineError> {
+    let name = layer_of(namespace.scope.lease.unwrap_or("godwit"));
+    match write(namespace, &name, None, &HashMap::new(), input).await {
+        Ok((digest, size)) => Ok(Descriptor {
+            media_type: media_type.to_owned(),
+            digest,
+            size,
+        }),
+        Err(error) => {
+            if let Err(left) = namespace.abort_blob(&name).await {
+                log::warn!("{left}: containerd removes the unfinished blob by itself");
+            }
+            Err(error)
+        }
+    }
+}
+
+/// Writes a blob under the name `name`, and commits it: as long as `expected` says and with its digest, or as long as `blob` is.
+/// Returns its digest and length.
 async fn write(
     namespace: Namespace<'_>,
-    descriptor: &Descriptor,
+    name: &str,
+    expected: Option<&Descriptor>,
     labels: &HashMap<String, String>,
     blob: &mut (impl AsyncRead + Unpin),
-) -> Result<(), EngineError> {
-    let size = descriptor.message().size;
-    let lease = namespace.scope.lease.unwrap_or("godwit");
-    // The name of the unfinished blob is this move's own, so that two moves of one image do not write into one.
+) -> Result<(String, u64), EngineError> {
+    let size = expected.map_or(i64::MAX, |descriptor| descriptor.message().size);
     let request = |action, offset: i64, data: Vec<u8>| WriteBlob {
         action: EnumOrUnknown::new(action),
-        ref_: format!("{lease}-{}", descriptor.digest),
-        total: size,
-        expected: descriptor.digest.clone(),
+        ref_: name.to_owned(),
+        // Nothing is checked against these where they are not known.
+        total: expected.map_or(0, |_| size),
+        expected: expected.map_or_else(String::new, |descriptor| descriptor.digest.clone()),
         offset,
         data,
         ..Default::default()
@@ -121,7 +153,10 @@ async fn write(
         let read = (&mut *blob).take(PART_BYTES as u64).read_to_end(&mut part).await;
         let length = read.map_err(|error| broken(WRITE, error.to_string()))?;
         if length == 0 {
-            return Err(unusable(descriptor, "a blob was cut short on its way"));
+            match expected {
+                Some(descriptor) => return Err(unusable(descriptor, "a blob was cut short on its way")),
+                None => break,
+            }
         }
         requests
             .send(WRITE, &request(WriteAction::WRITE, offset, part))
@@ -133,9 +168,12 @@ async fn write(
     commit.labels.clone_from(labels);
     requests.send(WRITE, &commit).await?;
     drop(requests);
+    let mut digest = String::new();
     // It answers the last message twice. What it says after that is whether all went well.
-    while in_time(WRITE, answers.next::<BlobWritten>()).await?.is_some() {}
-    Ok(())
+    while let Some(written) = in_time(WRITE, answers.next::<BlobWritten>()).await? {
+        digest = written.digest;
+    }
+    Ok((digest, offset.unsigned_abs()))
 }
 
 async fn answered(answers: &mut Answers) -> Result<(), EngineError> {

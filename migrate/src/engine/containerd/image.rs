@@ -20,6 +20,9 @@ pub(super) const MAX_DOCUMENT_BYTES: u64 = 4 << 20;
 /// Manifests that an index lists, and layers that a manifest has: far more than any does, and bounded.
 const MAX_LISTED: usize = 1024;
 
+/// The only operating system of ours, as images call it.
+pub(super) const OS: &str = "linux";
+
 /// A blob as an OCI document names it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -133,6 +136,17 @@ impl Image {
 }
 
 impl Document {
+    /// A document with this text.
+    pub(super) fn new(media_type: &str, text: &Value) -> Self {
+        let text = text.to_string().into_bytes();
+        let descriptor = Descriptor {
+            media_type: media_type.into(),
+            digest: sha256(&text),
+            size: text.len() as u64,
+        };
+        Self { descriptor, text }
+    }
+
     fn is_index(&self) -> bool {
         is_index(&self.descriptor)
     }
@@ -216,12 +230,16 @@ pub(super) fn is_document(descriptor: &Descriptor) -> bool {
 }
 
 fn is_ours(platform: &Platform) -> bool {
-    let ours = match std::env::consts::ARCH {
+    platform.os == OS && platform.architecture == architecture()
+}
+
+/// This machine's architecture, as images call it.
+pub(super) fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
         "x86_64" => "amd64",
         "aarch64" => "arm64",
         other => other,
-    };
-    platform.os == "linux" && platform.architecture == ours
+    }
 }
 
 /// Of several manifests that would do, the one that is in the store: nobody fetches the others.
@@ -272,16 +290,6 @@ pub(super) fn unusable(descriptor: &Descriptor, reason: &str) -> EngineError {
 mod tests {
     use super::*;
 
-    fn document(media_type: &str, text: &Value) -> Document {
-        let text = text.to_string().into_bytes();
-        let descriptor = Descriptor {
-            media_type: media_type.into(),
-            digest: sha256(&text),
-            size: text.len() as u64,
-        };
-        Document { descriptor, text }
-    }
-
     fn digest(digit: char) -> String {
         format!("sha256:{}", digit.to_string().repeat(64))
     }
@@ -320,7 +328,7 @@ mod tests {
             entry('2', "linux", "s390x"),
             entry('3', "linux", ours),
         ];
-        let index = document(
+        let index = Document::new(
             "application/vnd.oci.image.index.v1+json",
             &serde_json::json!({ "manifests": manifests }),
         );
@@ -331,7 +339,7 @@ mod tests {
 
     #[test]
     fn a_manifest_keeps_its_configuration_and_layers_from_the_collector() {
-        let manifest = document(
+        let manifest = Document::new(
             "application/vnd.docker.distribution.manifest.v2+json",
             &serde_json::json!({ "config": blob('c'), "layers": [blob('1'), blob('2')] }),
         );
@@ -344,7 +352,7 @@ mod tests {
     fn a_digest_that_is_no_digest_is_refused() {
         let mut layer = blob('1');
         layer["digest"] = "sha256:../../etc/passwd".into();
-        let manifest = document(
+        let manifest = Document::new(
             "application/vnd.oci.image.manifest.v1+json",
             &serde_json::json!({ "config": blob('c'), "layers": [layer] }),
         );

@@ -1,13 +1,15 @@
 //! containerd as an engine of a move, by its gRPC API: containers that `ctr` and programs like it make.
 //!
 //! Here stands what is asked of containerd and in which order; how to ask is `grpc` and `calls`, what a container is made
-//! from is `record`, what speaks against one is `objections`, how its image travels is `transfer`. Containers of Docker
-//! are none of its business: of the namespace `moby` it knows nothing. It keeps no state of its own.
+//! from is `record`, what speaks against one is `objections`, how its image travels is `transfer`, how an archive becomes
+//! an image is `image_store`. Containers of Docker are none of its business: of the namespace `moby` it knows nothing. It
+//! keeps no state of its own.
 
 mod calls;
 mod content;
 mod grpc;
 mod image;
+mod image_store;
 mod layout;
 mod objections;
 mod record;
@@ -38,6 +40,7 @@ use async_trait::async_trait;
 use nix::sys::signal::Signal;
 use tokio::time::{Instant, sleep};
 
+use super::image_store::ImageStore;
 use super::{Container, Created, Engine, EngineError, Listed, Source};
 use crate::finding::{Code, Finding};
 use calls::Namespace;
@@ -443,6 +446,10 @@ impl Engine for Containerd {
         namespace
             .remove_snapshot(&found.snapshotter, &found.snapshot_key)
             .await
+    }
+
+    fn images(&self) -> Option<&dyn ImageStore> {
+        Some(self)
     }
 
     /// Takes away what makes the restart monitor start the task again. Its other word, `stopped`, would have it end the

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -27,18 +28,31 @@ const PIPE_BYTES: usize = 1 << 20;
 /// A lease that was not ended by its agent: longer than any image takes, and no hindrance for ever.
 const LEASE_TIME: Duration = Duration::from_secs(2 * 3600);
 
+const LEASE: &str = "leases.v1.Leases/Create";
 const IMPORT: &str = "taking in an image";
 
 /// Streams an image out.
-pub(super) fn export(client: std::sync::Arc<Client>, namespace: &str, target: Descriptor) -> Source {
-    let (mut out, reader) = tokio::io::duplex(PIPE_BYTES);
+pub(super) fn export(client: Arc<Client>, namespace: &str, target: Descriptor) -> Source {
     let namespace = namespace.to_owned();
-    let writing = tokio::spawn(async move {
-        let namespace = Namespace::new(&client, &namespace);
-        write(namespace, &target, &mut out)
-            .await
-            .map_err(io::Error::other)
-    });
+    streamed(async move |mut out| write(Namespace::new(&client, &namespace), &target, &mut out).await)
+}
+
+/// Streams one blob out.
+pub(super) fn export_blob(client: Arc<Client>, namespace: &str, blob: Descriptor) -> Source {
+    let namespace = namespace.to_owned();
+    streamed(async move |mut out| {
+        content::copy_out(Namespace::new(&client, &namespace), &blob, &mut out).await
+    })
+}
+
+fn streamed<W, F>(write: W) -> Source
+where
+    W: FnOnce(DuplexStream) -> F,
+    F: Future<Output = Result<(), EngineError>> + Send + 'static,
+{
+    let (out, reader) = tokio::io::duplex(PIPE_BYTES);
+    let writing = write(out);
+    let writing = tokio::spawn(async move { writing.await.map_err(io::Error::other) });
     Box::new(Export {
         reader,
         writing: Some(AbortOnDropHandle::new(writing)),
@@ -64,7 +78,7 @@ async fn write(
     layout::end(out).await.map_err(failed)
 }
 
-/// An image that is being read; what fails behind it fails the reader.
+/// What is being read; what fails behind it fails the reader.
 struct Export {
     reader: DuplexStream,
     writing: Option<AbortOnDropHandle<io::Result<()>>>,
@@ -239,12 +253,15 @@ pub(super) struct Lease {
 
 impl Lease {
     pub(super) async fn begin(namespace: Namespace<'_>) -> Result<Self, EngineError> {
-        let failed = |error: String| broken("leases.v1.Leases/Create", error);
-        let random = MigrationId::random().map_err(|error| failed(error.to_string()))?;
-        let id = format!("godwit-{random}");
+        let random = MigrationId::random().map_err(|error| broken(LEASE, error.to_string()))?;
+        Self::called(namespace, format!("godwit-{random}")).await
+    }
+
+    /// The lease of this name.
+    pub(super) async fn called(namespace: Namespace<'_>, id: String) -> Result<Self, EngineError> {
         let expires_at = (OffsetDateTime::now_utc() + LEASE_TIME)
             .format(&Rfc3339)
-            .map_err(|error| failed(error.to_string()))?;
+            .map_err(|error| broken(LEASE, error.to_string()))?;
         let labels = HashMap::from([("containerd.io/gc.expire".to_owned(), expires_at)]);
         namespace.create_lease(&id, labels).await?;
         Ok(Self { id })

@@ -2,12 +2,14 @@
 //!
 //! Here stands what is asked of Docker and in which order; how to ask is `http`, what a create request looks like is
 //! `create`, what speaks against one is `objections`, which there are is `list`, how the daemon is `examine`, what images are called is
-//! `image`. It starts and removes containers only as told and keeps no state of its own.
+//! `image`, how an archive becomes one is `image_store`. It starts and removes containers only as told and keeps no state of
+//! its own.
 
 mod create;
 mod examine;
 mod http;
 mod image;
+mod image_store;
 mod list;
 mod objections;
 mod volumes;
@@ -21,6 +23,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
+use super::image_store::{ImageStore, is_well_formed};
 use super::volume::VolumeStore;
 use super::{Container, Created, Engine, EngineError, Listed, Mount, Network, Source};
 use crate::finding::{Code, Finding};
@@ -88,7 +91,7 @@ impl Docker {
 
     /// The description of an image, by a name or an id that this daemon knows.
     async fn image(&self, image: &str) -> Result<Option<Value>, EngineError> {
-        if !image::is_well_formed(image) {
+        if !is_well_formed(image) {
             return Ok(None);
         }
         absent_is_none(self.client.get(&format!("/images/{image}/json")).await)
@@ -115,7 +118,7 @@ impl Docker {
         let Some((repository, tag)) = name.rsplit_once(':') else {
             return Ok(());
         };
-        if !image::is_well_formed(&container.image_id) || self.image(&name).await?.is_some() {
+        if !is_well_formed(&container.image_id) || self.image(&name).await?.is_some() {
             return Ok(());
         }
         let path = format!("/images/{}/tag?repo={repository}&tag={tag}", container.image_id);
@@ -250,7 +253,7 @@ impl Engine for Docker {
 
     async fn export_image(&self, container: &Container) -> Result<Source, EngineError> {
         let image = self.image_reference(container).await?;
-        if !image::is_well_formed(&image) {
+        if !is_well_formed(&image) {
             let reason = format!(
                 "container {} has an image without a usable name or id",
                 container.name
@@ -340,6 +343,10 @@ impl Engine for Docker {
     }
 
     fn volumes(&self) -> Option<&dyn VolumeStore> {
+        Some(self)
+    }
+
+    fn images(&self) -> Option<&dyn ImageStore> {
         Some(self)
     }
 
