@@ -11,6 +11,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import Self
 
 from .commands import LabError
 from .hosts import Host
@@ -21,18 +22,16 @@ MOVE_DEADLINE_SECONDS = 90.0
 PASSING = re.compile(r"(^|/)(criu|hold|gate|thaw|pager)( |$)|runc.* (checkpoint|restore) ")
 
 
-class Move:
-    """A running `godwit migrate --json`; its events are read as they come, each with its time in `seen_at`."""
+class Operation:
+    """A running command of `godwit`'s; with `--json` its events are read as they come, each with its time in `seen_at`."""
 
-    def __init__(
-        self, source: Host, container: str, target: str, *, json_lines: bool = True, options: Sequence[str] = ()
-    ) -> None:
-        self.argv = ["godwit", "migrate", *options, container, target, *(["--json"] if json_lines else [])]
-        self._host = source
+    def __init__(self, host: Host, *argv: str) -> None:
+        self.argv = ["godwit", *argv]
+        self._host = host
         self._began = time.monotonic()
         # A pid of the host's own is needed to interrupt it.
         script = 'echo $$; exec "$@"'
-        self._process = subprocess.Popen(source.command(["sh", "-c", script, "sh", *self.argv]), stdin=subprocess.DEVNULL,
+        self._process = subprocess.Popen(host.command(["sh", "-c", script, "sh", *self.argv]), stdin=subprocess.DEVNULL,
                                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
         self._pid = int(self._process.stdout.readline())
         self.events: list[dict] = []
@@ -62,7 +61,7 @@ class Move:
         with self._changed:
             self._changed.wait_for(lambda: any(map(wanted, self.events)) or self._n_readers == 0, MOVE_DEADLINE_SECONDS)
         if not any(map(wanted, self.events)):
-            raise LabError(f"the move ended before {what}, or hangs: {self.events[-1:]} {self.stderr}")
+            raise LabError(f"it ended before {what}, or hangs: {self.events[-1:]} {self.stderr}")
 
     def _read_events(self) -> None:
         for line in self._process.stdout:
@@ -87,13 +86,13 @@ class Move:
         """What ^C does."""
         self._host.run("kill", f"-{signal.SIGINT.value}", str(self._pid))
 
-    def end(self, deadline: float = MOVE_DEADLINE_SECONDS) -> "Move":
+    def end(self, deadline: float = MOVE_DEADLINE_SECONDS) -> Self:
         """Waits for the end and keeps what was said."""
         with self._changed:
             ended = self._changed.wait_for(lambda: self._n_readers == 0, deadline)
         if not ended:
             self._process.kill()
-            raise LabError(f"the move did not end: {self.events}")
+            raise LabError(f"it did not end: {self.events}")
         self.code = self._process.wait()
         self.seconds = time.monotonic() - self._began
         return self
@@ -107,6 +106,15 @@ class Move:
     def message(self) -> str:
         """The error in a sentence."""
         return self.events[-1].get("message", "") if self.events else self.stderr
+
+
+class Move(Operation):
+    """A running `godwit migrate --json`."""
+
+    def __init__(
+        self, source: Host, container: str, target: str, *, json_lines: bool = True, options: Sequence[str] = ()
+    ) -> None:
+        super().__init__(source, "migrate", *options, container, target, *(["--json"] if json_lines else []))
 
 
 def containers(host: Host) -> dict[str, str]:

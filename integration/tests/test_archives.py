@@ -64,6 +64,24 @@ class ArchiveTest(MoveTest):
         """What lies at the place for archives."""
         return sorted(os.listdir(host.path("/var/tmp/archives")))
 
+    def podman(self, *argv: str, check: bool = True) -> str:
+        """What podman says on ha. It warns of version 1 of cgroups at each command."""
+        told = ("env", "PODMAN_IGNORE_CGROUPSV1_WARNING=1", "podman", "--runtime", "runc", *argv)
+        return self.ha.run(*told, check=check).stdout.strip()
+
+    def start_at_podman(self, *options: str) -> str:
+        """A Redis of podman's on ha, of the same image as Docker's."""
+        if self.ha.run("sh", "-c", "command -v podman", check=False).returncode != 0:
+            self.skipTest("there is no podman on this base")
+        self.image("redis")
+        self.docker("save", "--output", "/var/tmp/archives/image.tar", "redis:8")
+        self.podman("load", "--input", "/var/tmp/archives/image.tar")
+        name = self.new_name()
+        self.addCleanup(lambda: self.podman("rm", "--force", "--time", "0", "--volumes", name, check=False))
+        self.podman("run", "--detach", "--name", name, *options, "redis:8")
+        self.soon("redis", lambda: "PONG" in self.podman("exec", name, "redis-cli", "PING", check=False))
+        return name
+
 
 class Archives(ArchiveTest):
     """Docker's containers."""
@@ -387,25 +405,6 @@ class Crossing(ArchiveTest):
                 self.assertIn(word, inspected)
             self.assertIn("redis-server", self.ha.run("checkpointctl", "memparse", file).stdout)
             self.ha.path(file).unlink()
-
-
-    def podman(self, *argv: str, check: bool = True) -> str:
-        """What podman says on ha. It warns of version 1 of cgroups at each command."""
-        told = ("env", "PODMAN_IGNORE_CGROUPSV1_WARNING=1", "podman", "--runtime", "runc", *argv)
-        return self.ha.run(*told, check=check).stdout.strip()
-
-    def start_at_podman(self, *options: str) -> str:
-        """A Redis of podman's on ha, of the same image as Docker's."""
-        if self.ha.run("sh", "-c", "command -v podman", check=False).returncode != 0:
-            self.skipTest("there is no podman on this base")
-        self.image("redis")
-        self.docker("save", "--output", "/var/tmp/archives/image.tar", "redis:8")
-        self.podman("load", "--input", "/var/tmp/archives/image.tar")
-        name = self.new_name()
-        self.addCleanup(lambda: self.podman("rm", "--force", "--time", "0", "--volumes", name, check=False))
-        self.podman("run", "--detach", "--name", name, *options, "redis:8")
-        self.soon("redis", lambda: "PONG" in self.podman("exec", name, "redis-cli", "PING", check=False))
-        return name
 
     def test_an_archive_of_podmans_comes_to_run_under_docker(self) -> None:
         for compression in ("none", "zstd", "gzip"):

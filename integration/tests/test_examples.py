@@ -36,6 +36,7 @@ class Examples(CtrMoveTest, CheckpointTest):
         for host in self.hosts:
             self.addCleanup(self.docker, "rm", "--force", "--volumes", NAME, host=host, check=False)
             self.addCleanup(self.docker, "volume", "rm", "--force", "data", host=host, check=False)
+        self.addCleanup(self.docker, "image", "rm", "--force", "redis-checkpoint:1", check=False)
         self.addCleanup(self.docker, "rm", "--force", WEB, "again", check=False)
         self.addCleanup(self.ha.run, "rm", "-rf", IMAGE, KEPT)
         self.directory = self.ha.run("mktemp", "-d").stdout.strip()

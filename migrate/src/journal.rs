@@ -47,6 +47,8 @@ pub struct Opened {
 pub enum Mark {
     /// Source: the engine is about to be told not to start the container again.
     Disarming,
+    /// Source: the engine is about to be given an export as an image of this name.
+    Image(String),
     /// Source: the container is about to be frozen.
     Freezing,
     /// Destination: the engine is about to be asked for the container.
@@ -242,6 +244,14 @@ impl Found {
     pub fn awaits_human(&self) -> bool {
         let marks = self.destination_marks();
         marks.broken && !marks.given_up
+    }
+
+    /// What the image is called that an export was to become, if the engine may have heard of it.
+    pub fn image(&self) -> Option<&str> {
+        self.marks.iter().find_map(|mark| match mark {
+            Mark::Image(name) => Some(name.as_str()),
+            _ => None,
+        })
     }
 
     /// Why a committed container does not run here, if it came to that.

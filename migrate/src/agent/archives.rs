@@ -3,7 +3,8 @@
 //! `POST /v1/exports` and `POST /v1/imports` answer with events as a move does; the first names the export or import. The archive
 //! itself is then read from `GET /v1/exports/ID/archive`, or brought by `PUT /v1/imports/ID/archive`, by the same client: one that
 //! drops the connection of events has gone away, and what it asked for is undone. `POST /v1/exports/ID/stored` says that the
-//! archive is safe, upon which the container is let go of. `DELETE /v1/migrations/ID` gives either up.
+//! archive is safe, upon which the container is let go of. One that goes into an image, or comes from one, has no bytes for a client.
+//! `DELETE /v1/migrations/ID` gives either up.
 
 use std::sync::Arc;
 
@@ -18,6 +19,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::api::{LINES_BOUND, Lines, Refusal, streamed, view};
 use super::{Agent, registry};
+use crate::archive::origin::Origin;
+use crate::archive::target::Target;
 use crate::archive::{ExportOptions, ImportOptions, PEER, export as exports, import as imports};
 use crate::engine::set::Choice;
 use crate::phase::Role;
@@ -72,14 +75,17 @@ pub(super) async fn export(
         .list(&migration, Role::Source, &container.name, PEER, &observer)
         .map_err(busy)?;
     let started = started(&migration, &container.name);
-    let outgoing = agent.archives.export(&migration);
+    let target = match &request.options.image {
+        Some(image) => Target::image(image.clone()),
+        None => Target::Client(agent.archives.export(&migration)),
+    };
     let (tell_end, end) = oneshot::channel();
     let (watched, worker) = (observer.clone(), Arc::clone(&agent));
     agent.tasks.spawn(async move {
         let host = Arc::clone(&worker.host);
         let (name, options) = (container.name.clone(), request.options);
         log::info!("export {migration}: {name}");
-        let outcome = exports::run(host, observer, migration.clone(), container, options, outgoing).await;
+        let outcome = exports::run(host, observer, migration.clone(), container, options, target).await;
         match &outcome {
             Ok(summary) => log::info!(
                 "export {migration}: {} bytes, {} us down",
@@ -107,12 +113,25 @@ pub(super) async fn import(
         .list(&migration, Role::Destination, "", PEER, &observer)
         .map_err(|error| Refusal(StatusCode::CONFLICT, error.to_string()))?;
     let started = started(&migration, "");
-    let incoming = agent.archives.import(&migration);
+    let ImportOptions {
+        image,
+        engine,
+        namespace,
+        ..
+    } = request.options.clone();
+    let origin = match image {
+        Some(name) => Origin::Image {
+            name,
+            engine,
+            namespace,
+        },
+        None => Origin::Client(agent.archives.import(&migration)),
+    };
     let (tell_end, end) = oneshot::channel();
     let (watched, worker) = (observer.clone(), Arc::clone(&agent));
     agent.tasks.spawn(async move {
         let host = Arc::clone(&worker.host);
-        let outcome = imports::run(host, observer, migration.clone(), request.options, incoming).await;
+        let outcome = imports::run(host, observer, migration.clone(), request.options, origin).await;
         match &outcome {
             Ok(summary) => log::info!("import {migration}: {} runs", summary.container),
             Err(failure) => log::error!("import {migration}: {failure}"),

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use axum::body::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
-use super::pipe::pipe;
+use super::pipe::{Whole, pipe};
 use crate::places::MigrationId;
 
 /// All exports and imports under way; cheap to clone.
@@ -20,7 +20,7 @@ enum Slot {
     Export {
         archive: Option<Asked>,
         stored: Option<oneshot::Sender<()>>,
-        is_whole: bool,
+        whole: Whole,
     },
     Import {
         archive: Option<mpsc::Sender<Bytes>>,
@@ -40,6 +40,8 @@ pub struct Outgoing {
     migration: MigrationId,
     /// Where the archive goes.
     pub bytes: Option<mpsc::Sender<Bytes>>,
+    /// By which the thread that writes it says that all of it was written.
+    pub whole: Whole,
     /// Told when the client reads.
     pub opened: Option<oneshot::Receiver<()>>,
     /// Told when the client has stored it.
@@ -61,16 +63,18 @@ impl Board {
         let (sender, bytes) = pipe();
         let (opened, when_opened) = oneshot::channel();
         let (stored, when_stored) = oneshot::channel();
+        let whole = Whole::default();
         let slot = Slot::Export {
             archive: Some(Asked { bytes, opened }),
             stored: Some(stored),
-            is_whole: false,
+            whole: whole.clone(),
         };
         self.slots().insert(migration.clone(), slot);
         Outgoing {
             board: self.clone(),
             migration: migration.clone(),
             bytes: Some(sender),
+            whole,
             opened: Some(when_opened),
             stored: Some(when_stored),
         }
@@ -105,11 +109,9 @@ impl Board {
     /// A client says that it has stored the archive; false if it cannot have, since not all of it was written.
     pub fn store(&self, migration: &MigrationId) -> bool {
         match self.slots().get_mut(migration) {
-            Some(Slot::Export {
-                stored,
-                is_whole: true,
-                ..
-            }) => stored.take().is_some_and(|stored| stored.send(()).is_ok()),
+            Some(Slot::Export { stored, whole, .. }) if whole.is_noted() => {
+                stored.take().is_some_and(|stored| stored.send(()).is_ok())
+            }
             _ => false,
         }
     }
@@ -125,32 +127,6 @@ impl Board {
     fn slots(&self) -> MutexGuard<'_, HashMap<MigrationId, Slot>> {
         // Nothing is left half-done under this lock, so a panic elsewhere spoils nothing.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Outgoing {
-    /// By which the thread that writes the archive says that all of it was written.
-    pub fn whole(&self) -> Whole {
-        Whole {
-            board: self.board.clone(),
-            migration: self.migration.clone(),
-        }
-    }
-}
-
-/// See [`Outgoing::whole`].
-#[derive(Clone, Debug)]
-pub struct Whole {
-    board: Board,
-    migration: MigrationId,
-}
-
-impl Whole {
-    /// All of it was written. To be said before the pipe ends: the client may answer its end at once.
-    pub fn note(&self) {
-        if let Some(Slot::Export { is_whole, .. }) = self.board.slots().get_mut(&self.migration) {
-            *is_whole = true;
-        }
     }
 }
 

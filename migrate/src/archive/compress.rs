@@ -7,6 +7,7 @@ use std::str::FromStr;
 use flate2::read::MultiGzDecoder;
 use flate2::write::GzEncoder;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 /// The container stands still meanwhile, so both are at their quickest.
 const ZSTD_LEVEL: i32 = 1;
@@ -108,6 +109,52 @@ impl<W: Write> Write for Packer<W> {
             Self::Gzip(encoder) => encoder.flush(),
             Self::None(out) => out.flush(),
         }
+    }
+}
+
+/// Takes the sha256 of what goes through, if somebody wants it.
+pub struct Summed<W: Write> {
+    out: W,
+    hasher: Option<Sha256>,
+}
+
+impl<W: Write> Summed<W> {
+    /// Passes on to `out`.
+    pub fn new(out: W, is_wanted: bool) -> Self {
+        Self {
+            out,
+            hasher: is_wanted.then(Sha256::new),
+        }
+    }
+
+    /// Where all of it went, and what it was: `sha256:…`, or nothing.
+    pub fn finish(self) -> (W, String) {
+        let digits = |hasher: Sha256| {
+            hasher
+                .finalize()
+                .iter()
+                .map(|byte| format!("{byte:02x}"))
+                .collect()
+        };
+        let digest = self
+            .hasher
+            .map(digits)
+            .map(|digits: String| format!("sha256:{digits}"));
+        (self.out, digest.unwrap_or_default())
+    }
+}
+
+impl<W: Write> Write for Summed<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.out.write(bytes)?;
+        if let Some(hasher) = &mut self.hasher {
+            hasher.update(&bytes[..written]);
+        }
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
     }
 }
 

@@ -17,10 +17,9 @@ use godwit_runtime::pages::wire::PAGE_BYTES;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::board::Whole;
-use super::compress::Packer;
+use super::compress::{Compression, Packer, Summed};
 use super::manifest::{Listed, Manifest};
-use super::pipe::Outlet;
+use super::pipe::{Outlet, Whole};
 use super::write::Writer;
 use super::{ArchiveError, ExportOptions, bundle, layout, netns, stats};
 use crate::clock::Step;
@@ -108,7 +107,9 @@ impl Work {
         let out = Outlet::new(bytes, stop);
         let packed = ArchiveError::io("writing the archive");
         let packer = Packer::new(self.options.compress, out).map_err(packed)?;
-        let mut writer = Writer::new(packer, self.observer.transfer());
+        // An image says what its layer is unpacked.
+        let is_wanted = self.options.image.is_some() && self.options.compress != Compression::None;
+        let mut writer = Writer::new(Summed::new(packer, is_wanted), self.observer.transfer());
         let mut write = || -> io::Result<()> {
             writer.note(layout::MANIFEST, &serde_json::to_vec(&manifest)?)?;
             for (name, bytes) in &notes {
@@ -139,13 +140,14 @@ impl Work {
             Ok(())
         };
         write().map_err(ArchiveError::io("writing the archive"))?;
-        let end = || -> io::Result<Outlet> {
-            let mut out = writer.finish(self.signer.as_ref())?.finish()?;
+        let end = || -> io::Result<(Outlet, String)> {
+            let (packer, digest) = writer.finish(self.signer.as_ref())?.finish();
+            let mut out = packer.finish()?;
             out.flush()?;
-            Ok(out)
+            Ok((out, digest))
         };
-        let out = end().map_err(ArchiveError::io("writing the archive"))?;
-        self.whole.note();
+        let (out, digest) = end().map_err(ArchiveError::io("writing the archive"))?;
+        self.whole.note(digest);
         drop(out);
         Ok(manifest.bytes(""))
     }

@@ -1,8 +1,8 @@
-//! An export: the source's half of a move, with a file in place of a destination.
+//! An export: the source's half of a move, with a file, or an image of the engine's, in place of a destination.
 //!
 //! The container is dumped and held as for a move whose memory follows: the pages stay in the frozen tasks, and go from there into
-//! the archive, so that neither memory nor a disk of this host holds them twice. The verdict is `committed` once the client has
-//! stored the archive, and the container is left stopped; with `leave_running` it is `aborted`, the verdict that lets it run on.
+//! the archive, so that neither memory nor a disk of this host holds them twice. The verdict is `committed` once the archive
+//! is stored, and the container is left stopped; with `leave_running` it is `aborted`, the verdict that lets it run on.
 //! Whatever fails before comes to `aborted` too.
 
 use std::path::PathBuf;
@@ -13,11 +13,10 @@ use godwit_runtime::control::create_private_dir;
 use godwit_runtime::verdict::Verdict;
 use rustls::pki_types::UnixTime;
 use tokio::task::spawn_blocking;
-use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::board::Outgoing;
 use super::contents::Work;
+use super::target::Target;
 use super::{ExportOptions, PEER, Summary, recovery};
 use crate::checks::tools::LAZY_FEATURE;
 use crate::clock::{Clock, Step};
@@ -40,12 +39,6 @@ use crate::shim::DumpOrder;
 /// is gone lets it run on when it is started again.
 const HOLD: Duration = Duration::from_secs(3600);
 
-/// From the word that an export has begun to a client that reads it.
-const OPEN_DEADLINE: Duration = Duration::from_secs(10);
-
-/// For the client to have what was written on its disk, and say so.
-const STORED_DEADLINE: Duration = Duration::from_secs(600);
-
 /// How far an export has come, for what is to be undone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
@@ -67,7 +60,7 @@ struct Export {
     migration: MigrationId,
     container: Container,
     options: ExportOptions,
-    outgoing: Outgoing,
+    target: Target,
     own: Option<Own>,
     clock: Clock,
     dump_steps: Vec<Step>,
@@ -77,14 +70,15 @@ struct Export {
     writing: Option<DropGuard>,
 }
 
-/// Exports `container`, which the engine has just described. On `Err` it runs as before, and what the client has is to be thrown away.
+/// Exports `container`, which the engine has just described. On `Err` it runs as before, there is no image of it, and what a client
+/// has of the archive is to be thrown away.
 pub async fn run(
     host: Arc<Host>,
     observer: Observer,
     migration: MigrationId,
     container: Container,
     options: ExportOptions,
-    outgoing: Outgoing,
+    target: Target,
 ) -> Result<Summary, Failure> {
     let mut export = Export {
         host,
@@ -92,7 +86,7 @@ pub async fn run(
         migration,
         container,
         options,
-        outgoing,
+        target,
         own: None,
         clock: Clock::start(Role::Source),
         dump_steps: Vec::new(),
@@ -170,7 +164,11 @@ impl Export {
             keep_source: !self.options.leave_running,
             ..MoveOptions::default()
         };
-        let own = plan::look(&self.host, &self.container, &options).await?;
+        let engine = self.host.engines.of(&self.container.engine)?;
+        self.options.compress = self.target.compression(engine.as_ref(), self.options.compress);
+        let mut own = plan::look(&self.host, &self.container, &options).await?;
+        let objection = self.target.objection(engine.as_ref(), &self.container).await?;
+        own.findings.extend(finding::on(&self.host.name, objection));
         for warning in own
             .findings
             .iter()
@@ -206,16 +204,18 @@ impl Export {
         self.state = State::Opened;
         let journal = Journal::open(&self.host.places, opened).await.map_err(noted)?;
         create_private_dir(&self.image_dir()).map_err(|error| Problem::io("the image directory", &error))?;
-        // Nothing stands still for a client that does not read.
-        if let Some(opened) = self.outgoing.opened.take() {
-            let opened = timeout(OPEN_DEADLINE, opened).await;
-            if !matches!(opened, Ok(Ok(()))) {
-                return Err(Problem::failed("nobody reads the archive"));
-            }
+        let engine = self.host.engines.of(&self.container.engine)?;
+        if let Some(image) = &self.options.image {
+            journal.note(Mark::Image(image.clone())).await.map_err(noted)?;
         }
+        // Nothing stands still for somebody who does not take it.
+        let compress = self.options.compress;
+        let opened = self
+            .target
+            .open(Arc::clone(&engine), &self.container, &self.migration, compress);
+        opened.await?;
         self.state = State::Disarming;
         journal.note(Mark::Disarming).await.map_err(noted)?;
-        let engine = self.host.engines.of(&self.container.engine)?;
         engine.disarm_restart(&self.container).await?;
         journal.note(Mark::Freezing).await.map_err(noted)
     }
@@ -247,8 +247,8 @@ impl Export {
 
         let stop = CancellationToken::new();
         self.writing = Some(stop.clone().drop_guard());
-        let bytes = self.outgoing.bytes.take();
-        let bytes = bytes.ok_or_else(|| Problem::failed("the archive was written already"))?;
+        let pipe = self.target.pipe();
+        let (bytes, whole) = pipe.ok_or_else(|| Problem::failed("the archive was written already"))?;
         let work = Work {
             host: self.host.name.clone(),
             image,
@@ -261,22 +261,23 @@ impl Export {
             signer: self.options.sign.then(|| self.host.identity.clone()),
             steps: self.dump_steps.clone(),
             observer: self.observer.clone(),
-            whole: self.outgoing.whole(),
+            whole,
         };
         let written = spawn_blocking(move || work.write(bytes, stop)).await;
         let written = written.map_err(|error| Problem::failed(error.to_string()))?;
-        self.bytes = written.map_err(|error| Problem::failed(error.to_string()))?;
+        self.bytes = match written {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                let refusal = if error.is_hang_up() {
+                    self.target.refusal().await
+                } else {
+                    None
+                };
+                return Err(refusal.unwrap_or_else(|| Problem::failed(error.to_string())));
+            }
+        };
         self.writing = None;
-        if self.options.leave_running {
-            return Ok(());
-        }
-        match self.outgoing.stored.take() {
-            Some(stored) => match timeout(STORED_DEADLINE, stored).await {
-                Ok(Ok(())) => Ok(()),
-                _ => Err(Problem::failed("nobody has stored the archive")),
-            },
-            None => Err(Problem::failed("the archive was stored already")),
-        }
+        self.target.stored(self.options.leave_running).await
     }
 
     async fn write_verdict(&mut self) -> Result<(), Problem> {
@@ -304,11 +305,13 @@ impl Export {
 
     /// The archive is stored: the container runs on, or is left stopped.
     async fn release(&mut self) {
-        let shim = self.own.as_ref().and_then(|own| own.shim.clone());
         let State::Decided(verdict) = self.state else {
             return;
         };
-        let released = recovery::release(&self.host, &self.container, &self.migration, verdict, shim);
+        let released = async {
+            self.let_go(verdict).await?;
+            of_moves::remove_places(&self.host, &self.migration).await
+        };
         if let Err(reason) = released.await {
             self.remarks.push(reason);
         }
@@ -317,31 +320,38 @@ impl Export {
 
     async fn undo(&mut self) -> Result<Option<()>, String> {
         self.writing = None;
-        let standing = match self.state {
+        match self.state {
             State::Unopened => return Ok(None),
-            State::Opened => {
-                of_moves::remove_places(&self.host, &self.migration).await?;
-                return Ok(None);
+            State::Opened => {}
+            State::Disarming => of_moves::rearm_restart(&self.host, &self.container).await?,
+            State::Dumping => {
+                let standing = of_moves::decide(&self.host.places.verdict(&self.migration), Verdict::Aborted)
+                    .await
+                    .map_err(|error| {
+                        format!(
+                            "the verdict cannot be written ({error}); the container runs on within {} s",
+                            HOLD.as_secs()
+                        )
+                    })?;
+                self.state = State::Decided(standing);
+                self.let_go(standing).await?;
             }
-            State::Disarming => {
-                of_moves::rearm_restart(&self.host, &self.container).await?;
-                of_moves::remove_places(&self.host, &self.migration).await?;
-                return Ok(None);
-            }
-            State::Dumping => of_moves::decide(&self.host.places.verdict(&self.migration), Verdict::Aborted)
-                .await
-                .map_err(|error| {
-                    format!(
-                        "the verdict cannot be written ({error}); the container runs on within {} s",
-                        HOLD.as_secs()
-                    )
-                })?,
-            State::Decided(standing) => standing,
-        };
-        self.state = State::Decided(standing);
-        let shim = self.own.as_ref().and_then(|own| own.shim.clone());
-        recovery::release(&self.host, &self.container, &self.migration, standing, shim).await?;
+            State::Decided(standing) => self.let_go(standing).await?,
+        }
+        if self.state != State::Decided(Verdict::Committed) {
+            let engine = self.host.engines.of(&self.container.engine);
+            let engine = engine.map_err(|error| error.to_string())?;
+            self.target
+                .undo(engine.as_ref(), &self.container, &self.migration)
+                .await?;
+        }
+        of_moves::remove_places(&self.host, &self.migration).await?;
         Ok(None)
+    }
+
+    async fn let_go(&self, verdict: Verdict) -> Result<(), String> {
+        let shim = self.own.as_ref().and_then(|own| own.shim.clone());
+        recovery::release(&self.host, &self.container, &self.migration, verdict, shim).await
     }
 
     fn image_dir(&self) -> PathBuf {

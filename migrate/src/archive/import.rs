@@ -1,4 +1,4 @@
-//! An import: the destination's half of a move, with a file in place of a source.
+//! An import: the destination's half of a move, with a file, or an image of an engine's, in place of a source.
 //!
 //! The archive is taken in and checked whole before anything is done by it; then the container is made and started, and waits for
 //! its image as in a move. The decision is this host's alone. A container that does not run in the end is removed again,
@@ -17,9 +17,9 @@ use godwit_runtime::options::Tcp;
 use godwit_runtime::verdict::Verdict;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
-use super::board::Incoming;
-use super::pipe::Inlet;
+use super::origin::{Origin, Until};
 use super::read::{Places, Staged, stage};
 use super::{ArchiveError, ImportOptions, PEER, Summary, bundle, foreign, layout, netns, publish};
 use crate::checks::{connections, room};
@@ -43,7 +43,7 @@ use crate::tcp::{Fate, Treatment};
 use crate::volumes::arrive::Arriving;
 use crate::volumes::{self, policy::Policy};
 
-/// For a client to bring an archive: a terabyte at 1 Gbit/s. A client that goes away is noticed at once.
+/// For an archive to come here: a terabyte at 1 Gbit/s. A client that goes away is noticed at once.
 const STAGE_DEADLINE: Duration = Duration::from_secs(3 * 3600);
 
 /// The capability without which nobody makes a node of a device.
@@ -54,7 +54,7 @@ struct Import {
     observer: Observer,
     migration: MigrationId,
     options: ImportOptions,
-    incoming: Incoming,
+    origin: Origin,
     began: Instant,
     staged: Staged,
     offer: Option<Offer>,
@@ -70,13 +70,13 @@ struct Import {
     broken: Option<String>,
 }
 
-/// Makes a container of the archive that a client brings. On `Err` nothing of it is on this host.
+/// Makes a container of an archive. On `Err` nothing of it is on this host.
 pub async fn run(
     host: Arc<Host>,
     observer: Observer,
     migration: MigrationId,
     options: ImportOptions,
-    incoming: Incoming,
+    origin: Origin,
 ) -> Result<Summary, Failure> {
     let name = host.name.clone();
     let mut import = Import {
@@ -84,7 +84,7 @@ pub async fn run(
         observer,
         migration,
         options,
-        incoming,
+        origin,
         began: Instant::now(),
         staged: Staged::default(),
         offer: None,
@@ -187,8 +187,15 @@ impl Import {
         let room =
             |path: &Path| room::free_bytes(path).map_err(|error| Problem::io(path.display(), &error.into()));
         let (image_room, files_room) = (room(&image)?, room(&files)?);
-        let bytes = self.incoming.bytes.take();
-        let input = Inlet::new(bytes.ok_or_else(|| Problem::failed("the archive was read already"))?);
+        let opened = timeout(STAGE_DEADLINE, self.origin.open(&self.host.engines)).await;
+        let input = opened.map_err(|_| Problem::failed("nobody has brought an archive"))??;
+        let input = input.map_err(|reason| {
+            let told = Finding::problem(Code::Archive, reason, "");
+            self.refused(&[told])
+        })?;
+        let stop = CancellationToken::new();
+        let input = Until::new(input, stop.clone());
+        let _stopped = stop.drop_guard();
         let transfer = self.observer.transfer();
         let work = spawn_blocking(move || {
             let places = Places {
@@ -258,7 +265,8 @@ impl Import {
         };
         self.observer.name_container(&offer.container.name);
         let mut findings = Vec::new();
-        if self.options.engine != Choice::Auto && self.options.engine.to_string() != offer.container.engine {
+        let is_chosen = self.options.image.is_none() && self.options.engine != Choice::Auto;
+        if is_chosen && self.options.engine.to_string() != offer.container.engine {
             findings.push(Finding::problem(
                 Code::Engine,
                 format!("it was a container of {}", offer.container.engine),

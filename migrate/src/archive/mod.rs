@@ -1,8 +1,9 @@
 //! Archives: a container in one file, that its own or another host makes it of again.
 //!
 //! An export is the source's half of a move and an import the destination's; between them there is no link but a file, which a
-//! client of the local API writes or reads. The layout is that of podman, CRI-O and checkpointctl (`docs/archive.md`); what
-//! they have no place for stands in members of our own. Nothing here decides what a client does with the file.
+//! client of the local API writes or reads, or an image of the engine's. The layout is that of podman, CRI-O and checkpointctl
+//! (`docs/archive.md`); what they have no place for stands in members of our own. Nothing here decides what a client does with the
+//! file.
 
 pub mod board;
 pub mod bundle;
@@ -14,12 +15,14 @@ pub mod import;
 pub mod layout;
 pub mod manifest;
 mod netns;
+pub mod origin;
 pub mod pipe;
 pub mod publish;
 pub mod read;
 pub mod recovery;
 pub mod signature;
 pub mod stats;
+pub mod target;
 pub mod write;
 
 use serde::{Deserialize, Serialize};
@@ -55,6 +58,11 @@ impl ArchiveError {
         let doing = doing.into();
         move |source| Self::Io { doing, source }
     }
+
+    /// Whether whoever was to have the bytes has gone away.
+    pub fn is_hang_up(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if source.kind() == std::io::ErrorKind::BrokenPipe)
+    }
 }
 
 /// How a container is exported. What is left out is as by default.
@@ -69,6 +77,8 @@ pub struct ExportOptions {
     pub volumes: Policies,
     /// This host signs it.
     pub sign: bool,
+    /// What the image is called that it becomes in the container's engine, instead of bytes for the client.
+    pub image: Option<String>,
 }
 
 /// How an archive is imported. What is left out is as by default.
@@ -77,7 +87,11 @@ pub struct ExportOptions {
 pub struct ImportOptions {
     /// What the container is called here, if not as it was.
     pub name: Option<String>,
-    /// Whose container it becomes; the engine's that it came from unless told.
+    /// The image that it is read from, instead of bytes that the client brings.
+    pub image: Option<String>,
+    /// containerd's namespace that has the image, if not `default`; means containerd.
+    pub namespace: Option<String>,
+    /// Whose container it becomes; the engine's that it came from unless told. With an image: whose the image is.
     pub engine: Choice,
     /// What becomes of its TCP connections.
     pub tcp: TcpChoice,

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use godwit_runtime::verdict::{self, Verdict};
 
+use super::target;
 use crate::drain;
 use crate::engine::{Container, Created};
 use crate::host::Host;
@@ -36,9 +37,13 @@ pub async fn recover(host: &Arc<Host>, found: &Found) -> Result<&'static str, St
             };
             if marks.disarming {
                 release(host, container, migration, standing, None).await?;
-            } else {
-                remove_places(host, migration).await?;
             }
+            if let (Some(image), Verdict::Aborted) = (found.image(), standing) {
+                let engine = host.engines.of(&container.engine);
+                let engine = engine.map_err(|error| error.to_string())?;
+                target::remove_image(engine.as_ref(), container, migration, image).await?;
+            }
+            remove_places(host, migration).await?;
             Ok(match standing {
                 Verdict::Committed => "stored in an archive, the container is stopped here",
                 Verdict::Aborted => "undone, the container is here",
@@ -78,7 +83,7 @@ async fn keep(host: &Host, container: &Container, created: &Created) -> Result<(
     rearm_restart(host, &here).await
 }
 
-/// An export that is decided: the container runs on, or is stopped as by an operator; nothing else of the export is left.
+/// An export that is decided: the container runs on, or is stopped as by an operator.
 pub async fn release(
     host: &Host,
     container: &Container,
@@ -105,5 +110,5 @@ pub async fn release(
             stop.await.map_err(|error| error.to_string())?;
         }
     }
-    remove_places(host, migration).await
+    Ok(())
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use godwit_runtime::tar;
 use rustls::pki_types::UnixTime;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::fake::{IMAGE, NAME, SOURCE_ID, Tasks};
@@ -13,6 +14,8 @@ use super::fake_volumes::VOLUMES;
 use super::world::{IDENTITIES, PATIENCE, World};
 use crate::archive::board::Board;
 use crate::archive::compress::Compression;
+use crate::archive::origin::Origin;
+use crate::archive::target::Target;
 use crate::archive::{ExportOptions, ImportOptions, Summary, export, import, layout};
 use crate::ca;
 use crate::engine::Engine;
@@ -37,7 +40,7 @@ enum Client {
 async fn export_from(world: &World, options: ExportOptions, client: Client) -> (Outcome, Vec<u8>) {
     let (observer, _events) = Observer::new(CancellationToken::new());
     let (board, migration) = (Board::default(), MigrationId::random().unwrap());
-    let outgoing = board.export(&migration);
+    let target = Target::Client(board.export(&migration));
     let container = world.source.fake.inspect(NAME).await.unwrap();
     let host = Arc::clone(&world.source.host);
     let abort = observer.abort.clone();
@@ -47,7 +50,7 @@ async fn export_from(world: &World, options: ExportOptions, client: Client) -> (
         migration.clone(),
         container,
         options,
-        outgoing,
+        target,
     ));
     let mut archive = Vec::new();
     let store = async {
@@ -81,9 +84,9 @@ async fn export_from(world: &World, options: ExportOptions, client: Client) -> (
 async fn import_to(world: &World, options: ImportOptions, archive: &[u8]) -> Outcome {
     let (observer, _events) = Observer::new(CancellationToken::new());
     let (board, migration) = (Board::default(), MigrationId::random().unwrap());
-    let incoming = board.import(&migration);
+    let origin = Origin::Client(board.import(&migration));
     let host = Arc::clone(&world.destination.host);
-    let run = tokio::spawn(import::run(host, observer, migration.clone(), options, incoming));
+    let run = tokio::spawn(import::run(host, observer, migration.clone(), options, origin));
     if let Some(bytes) = board.bring(&migration) {
         for piece in archive.chunks(100_000) {
             if bytes.send(piece.to_vec().into()).await.is_err() {
@@ -395,7 +398,7 @@ async fn an_agent_that_dies_in_an_export_is_followed_by_one_that_undoes_it() {
     let world = world();
     let (observer, _events) = Observer::new(CancellationToken::new());
     let (board, migration) = (Board::default(), MigrationId::random().unwrap());
-    let outgoing = board.export(&migration);
+    let target = Target::Client(board.export(&migration));
     let container = world.source.fake.inspect(NAME).await.unwrap();
     let host = Arc::clone(&world.source.host);
     let options = ExportOptions::default();
@@ -405,7 +408,7 @@ async fn an_agent_that_dies_in_an_export_is_followed_by_one_that_undoes_it() {
         migration.clone(),
         container,
         options,
-        outgoing,
+        target,
     ));
     let mut pieces = board.read(&migration).unwrap();
     while pieces.recv().await.is_some() {}
@@ -415,4 +418,120 @@ async fn an_agent_that_dies_in_an_export_is_followed_by_one_that_undoes_it() {
     world.recover().await;
     world.rest().await;
     world.assert_at_source("recovered");
+}
+
+/// Into an image, with nobody who reads or stores.
+async fn export_into(world: &World, name: &str, leave_running: bool) -> Outcome {
+    let run = begin_into(world, name, leave_running).await;
+    tokio::time::timeout(PATIENCE, run)
+        .await
+        .expect("an export does not end")
+        .unwrap()
+}
+
+async fn begin_into(world: &World, name: &str, leave_running: bool) -> JoinHandle<Outcome> {
+    let (observer, _events) = Observer::new(CancellationToken::new());
+    let options = ExportOptions {
+        leave_running,
+        image: Some(name.into()),
+        ..ExportOptions::default()
+    };
+    let container = world.source.fake.inspect(NAME).await.unwrap();
+    let (host, migration) = (Arc::clone(&world.source.host), MigrationId::random().unwrap());
+    let target = Target::image(name.into());
+    tokio::spawn(export::run(host, observer, migration, container, options, target))
+}
+
+async fn import_out_of(world: &World, name: &str) -> Outcome {
+    let (observer, _events) = Observer::new(CancellationToken::new());
+    let options = ImportOptions {
+        image: Some(name.into()),
+        ..ImportOptions::default()
+    };
+    let origin = Origin::Image {
+        name: name.into(),
+        engine: options.engine,
+        namespace: None,
+    };
+    let (host, migration) = (
+        Arc::clone(&world.destination.host),
+        MigrationId::random().unwrap(),
+    );
+    import::run(host, observer, migration, options, origin).await
+}
+
+fn no_image(world: &World, what: &str) {
+    assert!(
+        world.source.fake.archives.lock().unwrap().is_empty(),
+        "{what}: there is an image"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_comes_out_of_an_image_with_all_it_had() {
+    let world = world();
+    assert!(!export_into(&world, "one", false).await.unwrap().runs);
+    assert_eq!(world.source.fake.tasks(), Tasks::None, "it is stopped");
+    let images = world.source.fake.archives.lock().unwrap().clone();
+    *world.destination.fake.archives.lock().unwrap() = images;
+    assert_eq!(import_out_of(&world, "one").await.unwrap().container, NAME);
+    assert_eq!(world.destination.fake.tasks(), Tasks::Running);
+    let failure = import_out_of(&world, "another").await.unwrap_err();
+    assert!(
+        failure.to_string().contains("no engine of this host has"),
+        "{failure}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_of_that_name_is_left_as_it_is() {
+    let world = world();
+    assert!(export_into(&world, "one", true).await.unwrap().runs);
+    let before = world.source.fake.archives.lock().unwrap()["one"].mark.clone();
+    let failure = export_into(&world, "one", false).await.unwrap_err();
+    assert!(matches!(failure.cause, Cause::Refused(_)), "{failure}");
+    world.assert_at_source("refused");
+    assert_eq!(world.source.fake.archives.lock().unwrap()["one"].mark, before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_export_into_an_image_that_fails_anywhere_leaves_the_container_running_and_no_image() {
+    for call in [
+        "find",
+        "shim_inspect",
+        "disarm_restart",
+        "dump",
+        "image_has",
+        "image_make",
+        "image_answer",
+    ] {
+        for leave_running in [false, true] {
+            let world = world();
+            world.source.fake.fail_at(call);
+            let outcome = export_into(&world, "one", leave_running).await;
+            assert!(
+                outcome.is_err() && !world.source.fake.fault_is_pending(),
+                "{call}"
+            );
+            world.rest().await;
+            world.assert_at_source(call);
+            no_image(&world, call);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_dies_when_the_image_is_there_is_followed_by_one_that_removes_it() {
+    let world = world();
+    world.source.fake.fail_at("image_silence");
+    let run = begin_into(&world, "one", false).await;
+    while world.source.fake.archives.lock().unwrap().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    run.abort();
+    assert!(run.await.unwrap_err().is_cancelled());
+    world.recover().await;
+    world.rest().await;
+    world.assert_at_source("recovered");
+    no_image(&world, "recovered");
 }

@@ -15,6 +15,7 @@ use godwit_runtime::verdict::{self, Verdict};
 use tokio::io::AsyncReadExt;
 
 use crate::clock::Step;
+use crate::engine::image_store::ImageStore;
 use crate::engine::volume::VolumeStore;
 use crate::engine::{Container, Created, Engine, EngineError, Listed, Source};
 use crate::finding::{Code, Finding};
@@ -22,6 +23,7 @@ use crate::phase::Role;
 use crate::places::Places;
 use crate::shim::{DumpOrder, Finished, SHIM_PROTOCOL, ShimClient, ShimError, ShimView, Shims};
 
+use super::fake_images::FakeImage;
 use super::fake_volumes::VOLUMES;
 
 pub(super) const NAME: &str = "redis";
@@ -65,6 +67,7 @@ pub(super) struct Fake {
     pub(super) census: Arc<Census>,
     pub(super) containers: Mutex<BTreeMap<String, String>>,
     pub(super) images: Mutex<Vec<String>>,
+    pub(super) archives: Mutex<BTreeMap<String, FakeImage>>,
     pub(super) volumes: Mutex<BTreeSet<String>>,
     pub(super) armed: Mutex<bool>,
     pub(super) tasks: Mutex<Tasks>,
@@ -320,6 +323,10 @@ impl Engine for Fake {
     }
 
     fn volumes(&self) -> Option<&dyn VolumeStore> {
+        Some(self)
+    }
+
+    fn images(&self) -> Option<&dyn ImageStore> {
         Some(self)
     }
 

@@ -3,6 +3,7 @@
 mod archives;
 mod blows;
 mod fake;
+mod fake_images;
 mod fake_volumes;
 mod faults;
 mod model;

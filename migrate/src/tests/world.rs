@@ -441,6 +441,7 @@ impl Place {
             census: Arc::clone(census),
             containers: Mutex::default(),
             images: Mutex::default(),
+            archives: Mutex::default(),
             volumes: Mutex::default(),
             armed: Mutex::new(true),
             tasks: Mutex::new(Tasks::None),

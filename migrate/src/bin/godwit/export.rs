@@ -1,7 +1,7 @@
-//! `godwit export`: asks the agent for a container's archive and stores it.
+//! `godwit export`: asks the agent for a container's archive and stores it, or has it stored as an image.
 //!
 //! The file gets its name when all of it is on the disk, and only then is the container let go of. Whatever happens before, ^C
-//! included, leaves the container running and no file.
+//! included, leaves the container running and no file. Of an image the agent sees to that.
 
 use std::fs::File;
 use std::io::Write;
@@ -32,6 +32,8 @@ const PIECES_BOUND: usize = 16;
 
 /// Where an archive goes.
 enum Target {
+    /// Into the engine, by the agent, under this name.
+    Image(String),
     /// Into a pipe, or whatever standard output is.
     Stdout,
     /// Into this file, by way of another name beside it.
@@ -45,12 +47,15 @@ pub(crate) struct Order {
     #[arg(add = complete::containers())]
     container: String,
     /// The file, which must not be there yet; `-` for standard output.
-    #[arg(short, long, value_name = "FILE")]
-    output: PathBuf,
+    #[arg(short, long, value_name = "FILE", required_unless_present = "oci")]
+    output: Option<PathBuf>,
+    /// Instead of a file, make an image of this name in the container's engine; there must be none yet.
+    #[arg(long, value_name = "REF", conflicts_with = "output")]
+    oci: Option<String>,
     /// Let it run on, once its memory and files were read, instead of leaving it stopped.
     #[arg(long)]
     leave_running: bool,
-    /// How the file is packed: `zstd`, `gzip` or `none`.
+    /// How the file is packed: `zstd`, `gzip` or `none`. Docker keeps images unpacked in any case.
     #[arg(long, default_value_t, value_parser = Compression::from_str, value_name = "HOW")]
     compress: Compression,
     /// What becomes of its volumes: `copy` (default), `skip`, or `shared` where whoever imports it has the same storage under the
@@ -69,8 +74,8 @@ pub(crate) struct Order {
 }
 
 impl Order {
-    /// What is to be asked of the agent, and where the answer goes.
-    pub(crate) fn split(self) -> (ExportRequest, PathBuf) {
+    /// What is to be asked of the agent, and the file where the answer goes, if it does not stay in the engine.
+    pub(crate) fn split(self) -> (ExportRequest, Option<PathBuf>) {
         let request = ExportRequest {
             container: self.container,
             engine: self.engine,
@@ -80,20 +85,21 @@ impl Order {
                 compress: self.compress,
                 volumes: self.volumes.into_iter().collect(),
                 sign: self.sign,
+                image: self.oci,
             },
         };
         (request, self.output)
     }
 }
 
-/// Exports a container to `output`, `-` for standard output.
+/// Exports a container to `output`, `-` for standard output; without one into an image.
 pub(crate) async fn run(
     socket: &Path,
     request: ExportRequest,
-    output: &Path,
+    output: Option<&Path>,
     json: bool,
 ) -> anyhow::Result<ExitCode> {
-    let target = Target::new(output, json)?;
+    let target = Target::new(output, &request, json)?;
     let file = target.open()?;
     let outcome = store(socket, &request, &target, file, json).await;
     if !matches!(outcome, Ok(ExitCode::SUCCESS)) {
@@ -106,35 +112,37 @@ async fn store(
     socket: &Path,
     request: &ExportRequest,
     target: &Target,
-    file: File,
+    file: Option<File>,
     json: bool,
 ) -> anyhow::Result<ExitCode> {
-    let now = format!("{} runs on, and there is no archive", request.container);
+    let now = format!("{} runs on, and there is no {}", request.container, target.kind());
     let (mut telling, id) = Telling::begin(socket, "/v1/exports", request, json).await?;
-    let path = format!("/v1/exports/{id}/archive");
-    let body = client::send(socket, Method::GET, &path, None::<&()>)
-        .await?
-        .into_body();
-    let stored = tokio::select! {
-        stored = receive(body, file) => stored,
-        end = telling.end() => match end? {
-            End::Failed(failure) => return Ok(telling.fail(&failure, &now)),
-            // One that runs on is let go of as soon as all was read; the rest of it is on its way.
-            End::Done(_) => anyhow::bail!("the agent said that the archive is stored, which it is not"),
-        },
-    };
-    // Before the agent hears of it: from then on this is the container's memory.
-    let kept = stored.and_then(|()| target.name());
-    if kept.is_ok() {
-        let path = format!("/v1/exports/{id}/stored");
-        // If it was not whole, the events say why.
-        let _ = client::send(socket, Method::POST, &path, None::<&()>).await;
-    }
-    if let Err(error) = kept {
-        // Without us it gives the archive up.
-        drop(telling);
-        eprintln!("godwit: {error:#}\n{now}");
-        return Ok(crate::EXIT_FAILED.into());
+    if let Some(file) = file {
+        let path = format!("/v1/exports/{id}/archive");
+        let body = client::send(socket, Method::GET, &path, None::<&()>)
+            .await?
+            .into_body();
+        let stored = tokio::select! {
+            stored = receive(body, file) => stored,
+            end = telling.end() => match end? {
+                End::Failed(failure) => return Ok(telling.fail(&failure, &now)),
+                // One that runs on is let go of as soon as all was read; the rest of it is on its way.
+                End::Done(_) => anyhow::bail!("the agent said that the archive is stored, which it is not"),
+            },
+        };
+        // Before the agent hears of it: from then on this is the container's memory.
+        let kept = stored.and_then(|()| target.name());
+        if kept.is_ok() {
+            let path = format!("/v1/exports/{id}/stored");
+            // If it was not whole, the events say why.
+            let _ = client::send(socket, Method::POST, &path, None::<&()>).await;
+        }
+        if let Err(error) = kept {
+            // Without us it gives the archive up.
+            drop(telling);
+            eprintln!("godwit: {error:#}\n{now}");
+            return Ok(crate::EXIT_FAILED.into());
+        }
     }
     match telling.end().await? {
         End::Failed(failure) => Ok(telling.fail(&failure, &now)),
@@ -181,7 +189,10 @@ async fn receive(mut body: Incoming, mut file: File) -> anyhow::Result<()> {
 }
 
 impl Target {
-    fn new(output: &Path, json: bool) -> anyhow::Result<Self> {
+    fn new(output: Option<&Path>, request: &ExportRequest, json: bool) -> anyhow::Result<Self> {
+        let Some(output) = output else {
+            return Ok(Self::Image(request.options.image.clone().unwrap_or_default()));
+        };
         if output == Path::new("-") {
             anyhow::ensure!(!json, "standard output is the archive's: say --json with a file");
             return Ok(Self::Stdout);
@@ -193,14 +204,25 @@ impl Target {
         })
     }
 
-    fn open(&self) -> anyhow::Result<File> {
+    /// What there is not if the export fails.
+    fn kind(&self) -> &'static str {
         match self {
-            Self::Stdout => Ok(std::io::stdout().as_fd().try_clone_to_owned()?.into()),
+            Self::Image(_) => "image",
+            Self::Stdout | Self::File { .. } => "archive",
+        }
+    }
+
+    /// What the archive's bytes are written to here.
+    fn open(&self) -> anyhow::Result<Option<File>> {
+        match self {
+            Self::Image(_) => Ok(None),
+            Self::Stdout => Ok(Some(std::io::stdout().as_fd().try_clone_to_owned()?.into())),
             Self::File { temporary, .. } => File::options()
                 .write(true)
                 .create_new(true)
                 .mode(0o600)
                 .open(temporary)
+                .map(Some)
                 .with_context(|| format!("making {}", temporary.display())),
         }
     }
@@ -233,6 +255,7 @@ impl Target {
 impl std::fmt::Display for Target {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
+            Self::Image(name) => write!(formatter, "image {name}"),
             Self::Stdout => formatter.write_str("the archive"),
             Self::File { path, .. } => path.display().fmt(formatter),
         }

@@ -58,9 +58,10 @@ Examples:
   godwit export redis -o backup.tar --leave-running --compress none
   godwit export redis -o - | ssh hb godwit import -     through a pipe
   godwit export birds/counter -o counter.tar.zst        a container of containerd, in namespace birds
+  godwit export redis --oci redis-checkpoint:1          into an image of the engine
 
 Exit codes:
-  0    the archive is stored
+  0    the archive, or the image, is stored
   1    failed; the container runs on, and there is no archive
   2    wrong usage
   4    refused; nothing was touched
@@ -71,6 +72,7 @@ pub(crate) const IMPORT: &str = "\
 Examples:
   godwit import redis.tar.zst
   godwit import signed.tar.zst --require-signature
+  godwit import --oci redis-checkpoint:1            out of an image of the engine
   godwit import redis.tar.zst --name again --publish 6380:6379 --tcp close
 
 Exit codes:

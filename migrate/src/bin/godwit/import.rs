@@ -1,4 +1,4 @@
-//! `godwit import`: brings an archive to the agent, which makes a container of it.
+//! `godwit import`: brings an archive to the agent, or names an image that is one, and the agent makes a container of it.
 
 use std::fs::File;
 use std::io::Read;
@@ -16,6 +16,7 @@ use godwit_migrate::tcp::TcpChoice;
 use hyper::body::Bytes;
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::archive::{End, Telling};
 use crate::client;
@@ -30,13 +31,21 @@ const PIECES_BOUND: usize = 16;
 #[derive(Debug, clap::Args)]
 pub(crate) struct Order {
     /// The archive; `-` for standard input.
-    file: PathBuf,
+    #[arg(required_unless_present = "oci")]
+    file: Option<PathBuf>,
+    /// Instead of a file, an image that `godwit export --oci` or another has made, in an engine of this host.
+    #[arg(long, value_name = "REF", conflicts_with = "file")]
+    oci: Option<String>,
     /// What the container is called here, if not as it was; inside it keeps its host name.
     #[arg(long)]
     name: Option<String>,
-    /// Whose container it becomes: docker, containerd or auto, the engine that it came from.
+    /// Whose container it becomes: docker, containerd or auto, the engine that it came from. With --oci: whose the image is; auto is
+    /// the first that has it.
     #[arg(long, default_value_t)]
     engine: Choice,
+    /// containerd's namespace that has the image, if not `default`.
+    #[arg(long, requires = "oci")]
+    namespace: Option<String>,
     /// What becomes of its TCP connections: `keep`, `close`, or `auto`: kept if the addresses of all are here again and it did not
     /// run on elsewhere.
     #[arg(long, default_value_t, value_parser = TcpChoice::from_str)]
@@ -50,10 +59,12 @@ pub(crate) struct Order {
 }
 
 impl Order {
-    /// What is to be asked of the agent, and what is to be brought to it.
-    pub(crate) fn split(self) -> (ImportRequest, PathBuf) {
+    /// What is to be asked of the agent, and the file that is to be brought to it, if it does not come out of an image.
+    pub(crate) fn split(self) -> (ImportRequest, Option<PathBuf>) {
         let options = ImportOptions {
             name: self.name,
+            image: self.oci,
+            namespace: self.namespace,
             engine: self.engine,
             tcp: self.tcp,
             publish: self.publish,
@@ -63,19 +74,36 @@ impl Order {
     }
 }
 
-/// Imports the archive `input`, `-` for standard input.
+/// Imports the archive `input`, `-` for standard input; without one what the request names.
 pub(crate) async fn run(
     socket: &Path,
     request: ImportRequest,
-    input: &Path,
+    input: Option<&Path>,
     json: bool,
 ) -> anyhow::Result<ExitCode> {
-    let mut file: File = if input == Path::new("-") {
-        std::io::stdin().as_fd().try_clone_to_owned()?.into()
-    } else {
-        File::open(input).with_context(|| format!("opening {}", input.display()))?
+    let file: Option<File> = match input {
+        None => None,
+        Some(input) if input == Path::new("-") => Some(std::io::stdin().as_fd().try_clone_to_owned()?.into()),
+        Some(input) => Some(File::open(input).with_context(|| format!("opening {}", input.display()))?),
     };
     let (mut telling, id) = Telling::begin(socket, "/v1/imports", &request, json).await?;
+    let sent = file.map(|file| bring(socket, &id, file));
+    let end = telling.end().await;
+    // One that was refused is not read to its end.
+    drop(sent);
+    match end? {
+        End::Failed(failure) => Ok(telling.fail(&failure, "nothing of it is left on this host")),
+        End::Done(summary) => {
+            let millis = summary.down_micros / 1000;
+            let told = format!("{} runs here, after {millis} ms", summary.container);
+            telling.succeed(&told, &summary)?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+/// Sends a file to the agent, until what is returned is dropped.
+fn bring(socket: &Path, id: &str, mut file: File) -> AbortOnDropHandle<anyhow::Result<()>> {
     let (pieces, body) = mpsc::channel::<std::io::Result<Bytes>>(PIECES_BOUND);
     spawn_blocking(move || {
         loop {
@@ -94,21 +122,8 @@ pub(crate) async fn run(
             }
         }
     });
-    let path = format!("/v1/imports/{id}/archive");
-    let sent = tokio::spawn({
-        let socket = socket.to_owned();
-        async move { client::upload(&socket, &path, body).await }
-    });
-    let end = telling.end().await;
-    // One that was refused is not read to its end.
-    sent.abort();
-    match end? {
-        End::Failed(failure) => Ok(telling.fail(&failure, "nothing of it is left on this host")),
-        End::Done(summary) => {
-            let millis = summary.down_micros / 1000;
-            let told = format!("{} runs here, after {millis} ms", summary.container);
-            telling.succeed(&told, &summary)?;
-            Ok(ExitCode::SUCCESS)
-        }
-    }
+    let (socket, path) = (socket.to_owned(), format!("/v1/imports/{id}/archive"));
+    AbortOnDropHandle::new(tokio::spawn(
+        async move { client::upload(&socket, &path, body).await },
+    ))
 }

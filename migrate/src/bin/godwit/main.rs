@@ -241,11 +241,11 @@ fn main() -> ExitCode {
         Command::Restore { order, agent } => block_on(restore::run(&agent.socket, order)),
         Command::Export { order, json, agent } => {
             let (request, output) = order.split();
-            block_on(export::run(&agent.socket, request, &output, json))
+            block_on(export::run(&agent.socket, request, output.as_deref(), json))
         }
         Command::Import { order, json, agent } => {
             let (request, input) = order.split();
-            block_on(import::run(&agent.socket, request, &input, json))
+            block_on(import::run(&agent.socket, request, input.as_deref(), json))
         }
         Command::ForceComplete { migration, agent } => block_on(force::complete(&agent.socket, &migration)),
         Command::Migrations { order, json, agent } => {

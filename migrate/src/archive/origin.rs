@@ -1,0 +1,104 @@
+//! Where an archive comes from: from the client that asked for the import, or out of an image of an engine's.
+//!
+//! Whatever it is, it is read by a thread, and believed as little as the other.
+
+use std::io::{self, Read};
+
+use tokio_util::sync::CancellationToken;
+
+use super::board::Incoming;
+use super::pipe::Inlet;
+use crate::engine::EngineError;
+use crate::engine::image_store::Layer;
+use crate::engine::set::{Choice, Engines};
+use crate::failure::Problem;
+
+/// Where an archive comes from.
+pub enum Origin {
+    /// From the client.
+    Client(Incoming),
+    /// Out of an image.
+    Image {
+        /// What it is called.
+        name: String,
+        /// Whose it is.
+        engine: Choice,
+        /// containerd's namespace; means containerd.
+        namespace: Option<String>,
+    },
+}
+
+impl Origin {
+    /// The archive's bytes, or why there are none.
+    pub async fn open(&mut self, engines: &Engines) -> Result<Result<Box<dyn Read + Send>, String>, Problem> {
+        match self {
+            Self::Client(incoming) => match incoming.bytes.take() {
+                Some(bytes) => Ok(Ok(Box::new(Inlet::new(bytes)))),
+                None => Err(Problem::failed("the archive was read already")),
+            },
+            Self::Image {
+                name,
+                engine,
+                namespace,
+            } => {
+                let engine = match namespace {
+                    Some(_) => Choice::Containerd,
+                    None => *engine,
+                };
+                Ok(layer(engines, engine, namespace.as_deref(), name).await?)
+            }
+        }
+    }
+}
+
+/// Of the engines chosen, the first that has the image gives its layer. One that does not answer is passed over as long as another
+/// has it.
+async fn layer(
+    engines: &Engines,
+    choice: Choice,
+    namespace: Option<&str>,
+    name: &str,
+) -> Result<Result<Box<dyn Read + Send>, String>, EngineError> {
+    let mut silent = None;
+    for engine in engines.among(choice)? {
+        let Some(images) = engine.images() else {
+            continue;
+        };
+        match images.layer(namespace, name).await {
+            Ok(Layer::Absent) => {}
+            Ok(Layer::NotOne(layers)) => {
+                let told =
+                    format!("image {name} is no archive of a container: it has {layers} layers, not one");
+                return Ok(Err(told));
+            }
+            Ok(Layer::Here(bytes)) => return Ok(Ok(bytes)),
+            Err(error @ EngineError::Unreachable { .. }) => silent = Some(error),
+            Err(error) => return Err(error),
+        }
+    }
+    match silent {
+        Some(error) => Err(error),
+        None => Ok(Err(format!("no engine of this host has an image {name}"))),
+    }
+}
+
+/// Reads until it is told to stop: whoever reads an image would otherwise do so to its end.
+pub(super) struct Until<R> {
+    input: R,
+    stop: CancellationToken,
+}
+
+impl<R> Until<R> {
+    pub(super) fn new(input: R, stop: CancellationToken) -> Self {
+        Self { input, stop }
+    }
+}
+
+impl<R: Read> Read for Until<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.stop.is_cancelled() {
+            return Err(io::Error::other("given up"));
+        }
+        self.input.read(buffer)
+    }
+}
