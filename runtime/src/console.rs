@@ -2,18 +2,17 @@
 //!
 //! It lives in a directory of mode 0700 and takes one connection with one descriptor.
 
-use std::io::{self, IoSliceMut};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use nix::cmsg_space;
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+use nix::sys::socket::MsgFlags;
 use tokio::io::Interest;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::time::timeout;
 
-use crate::sys;
+use crate::{handover, sys};
 
 /// runC has sent the terminal by the time it ends; what is left is one message on a local socket.
 const RECEIVE_DEADLINE: Duration = Duration::from_secs(10);
@@ -72,21 +71,6 @@ pub fn resize(terminal: impl AsFd, columns: u16, rows: u16) -> io::Result<()> {
 
 fn receive_descriptor(stream: &UnixStream) -> io::Result<OwnedFd> {
     let mut name = [0; NAME_BYTES];
-    let mut buffers = [IoSliceMut::new(&mut name)];
-    let mut control = cmsg_space!([i32; 4]);
-    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-    let message = recvmsg::<()>(stream.as_raw_fd(), &mut buffers, Some(&mut control), flags)?;
-    let mut descriptors = Vec::new();
-    for part in message.cmsgs()? {
-        if let ControlMessageOwned::ScmRights(received) = part {
-            descriptors.extend(received.into_iter().map(sys::own));
-        }
-    }
-    match (descriptors.pop(), descriptors.is_empty()) {
-        (Some(terminal), true) => Ok(terminal),
-        _ => Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            "runc sent not exactly one terminal",
-        )),
-    }
+    let (_, terminal) = handover::receive(stream, &mut name, MsgFlags::empty())?;
+    terminal.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "runc sent no terminal"))
 }

@@ -14,6 +14,7 @@ pub mod delta;
 pub mod descriptor;
 pub mod freezer;
 pub mod gate;
+pub mod handover;
 pub mod hold;
 pub mod image;
 pub mod image_file;

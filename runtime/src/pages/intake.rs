@@ -4,14 +4,13 @@
 //! `i32`, and then one byte with the userfaultfd; a zombie's pid is negative, and nothing follows. Last, when every task
 //! is restored, comes a `u32` that no pid can be.
 
-use std::io::{self, IoSliceMut, Read};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 
-use nix::cmsg_space;
-use nix::sys::socket::{MsgFlags, recvmsg};
+use nix::sys::socket::MsgFlags;
 
-use super::keeper::descriptor;
+use crate::handover;
 
 /// CRIU's `LAZY_PAGES_RESTORE_FINISHED`.
 const FINISHED: i32 = 0x5253_5446;
@@ -92,14 +91,11 @@ impl Intake {
             Self::Descriptor(stream, pid) => {
                 let pid = *pid;
                 let mut byte = [0];
-                let mut space = cmsg_space!([RawFd; 1]);
-                let mut vectors = [IoSliceMut::new(&mut byte)];
-                let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-                let message = recvmsg::<()>(stream.as_raw_fd(), &mut vectors, Some(&mut space), flags)?;
-                if message.bytes == 0 {
+                let (n_bytes, uffd) = handover::receive(&*stream, &mut byte, MsgFlags::empty())?;
+                if n_bytes == 0 {
                     return Err(given_up());
                 }
-                let uffd = descriptor(message.cmsgs()?).ok_or_else(garbled)?;
+                let uffd = uffd.ok_or_else(garbled)?;
                 *self = Self::Pid(stream.try_clone()?);
                 Ok(Some((pid, uffd)))
             }

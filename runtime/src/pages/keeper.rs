@@ -4,19 +4,15 @@
 //! run on with them. So the shim holds on to its own until the pager says that nothing is missing, or until it has killed
 //! the tasks. A shim that is gone keeps nothing and cannot be helped; the pager goes on without it.
 
-use std::io::{self, IoSlice, IoSliceMut};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use nix::cmsg_space;
 use nix::errno::Errno;
 use nix::sys::socket::sockopt::SendTimeout;
-use nix::sys::socket::{
-    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recv, recvmsg, sendmsg,
-    setsockopt, socketpair,
-};
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, setsockopt, socketpair};
 use nix::sys::time::{TimeVal, TimeValLike};
 
-use crate::sys;
+use crate::handover;
 
 /// How long a shim may take to make room in the socket: it does nothing else that takes long.
 const SEND_TIMEOUT_SECONDS: i64 = 10;
@@ -53,15 +49,15 @@ impl Keeper {
 
     /// Hands a duplicate over.
     pub(crate) fn keep(&mut self, number: u32, uffd: BorrowedFd<'_>) {
-        self.send(b'k', number, &[uffd.as_raw_fd()]);
+        self.send(b'k', number, Some(uffd));
     }
 
     pub(super) fn release(&mut self, number: u32) {
-        self.send(b'r', number, &[]);
+        self.send(b'r', number, None);
     }
 
     pub(crate) fn drained(&mut self) {
-        self.send(b'd', 0, &[]);
+        self.send(b'd', 0, None);
     }
 
     pub(super) fn is_gone(&self) -> bool {
@@ -85,23 +81,14 @@ impl Keeper {
         self.socket.as_ref().map(AsFd::as_fd)
     }
 
-    fn send(&mut self, kind: u8, number: u32, descriptors: &[RawFd]) {
+    fn send(&mut self, kind: u8, number: u32, descriptor: Option<BorrowedFd<'_>>) {
         let Some(socket) = &self.socket else { return };
         let mut bytes = [kind, 0, 0, 0, 0];
         bytes[1..].copy_from_slice(&number.to_ne_bytes());
-        let rights = [ControlMessage::ScmRights(descriptors)];
-        let rights = if descriptors.is_empty() { &[][..] } else { &rights };
         loop {
-            let sent = sendmsg::<()>(
-                socket.as_raw_fd(),
-                &[IoSlice::new(&bytes)],
-                rights,
-                MsgFlags::MSG_NOSIGNAL,
-                None,
-            );
-            match sent {
+            match handover::send(socket, &bytes, descriptor) {
                 Ok(_) => return,
-                Err(Errno::EINTR) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
                     super::pager::say(&format!("the shim keeps no descriptors any more: {error}"));
                     self.socket = None;
@@ -128,13 +115,7 @@ pub(crate) fn begin(shims: BorrowedFd<'_>) {
 /// The pager's next note; `None` when the pager has closed its end, `WouldBlock` when there is none yet.
 pub(crate) fn next(shims: BorrowedFd<'_>) -> io::Result<Option<Note>> {
     let mut bytes = [0; 5];
-    let mut space = cmsg_space!([RawFd; 1]);
-    let (n_bytes, descriptor) = {
-        let mut vectors = [IoSliceMut::new(&mut bytes)];
-        let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
-        let message = recvmsg::<()>(shims.as_raw_fd(), &mut vectors, Some(&mut space), flags)?;
-        (message.bytes, descriptor(message.cmsgs()?))
-    };
+    let (n_bytes, descriptor) = handover::receive(shims, &mut bytes, MsgFlags::MSG_DONTWAIT)?;
     if n_bytes == 0 {
         return Ok(None);
     }
@@ -152,15 +133,6 @@ pub(crate) fn next(shims: BorrowedFd<'_>) -> io::Result<Option<Note>> {
             format!("unknown note of a pager: {kind}"),
         )),
     }
-}
-
-/// The descriptor that came with a message, if one did. No more than one can: there is no space for more.
-pub(super) fn descriptor(messages: impl IntoIterator<Item = ControlMessageOwned>) -> Option<OwnedFd> {
-    let rights = messages.into_iter().find_map(|message| match message {
-        ControlMessageOwned::ScmRights(descriptors) => Some(descriptors),
-        _ => None,
-    })?;
-    rights.first().map(|number| sys::own(*number))
 }
 
 #[cfg(test)]
