@@ -4,6 +4,7 @@ import io
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import tarfile
 
@@ -302,6 +303,31 @@ class Hostile(ArchiveTest):
         device = tarfile.TarInfo("rootfs-diff.tar")
         device.type, device.devmajor = tarfile.BLKTYPE, 8
         self.refuses(self.of_others((device, b"")), "is no file")
+
+    def hand_over(self, descriptor: int) -> bytes:
+        """What hb's agent answers to an archive that is brought as a descriptor; no import awaits one."""
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(30)
+            connection.connect(str(self.hb.path("/run/godwit/agent.sock")))
+            lines = ("PUT /v1/imports/0123456789abcdef/archive HTTP/1.1", "host: godwit", "content-length: 0", "connection: close")
+            request = "".join(f"{line}\r\n" for line in (*lines, ""))
+            socket.send_fds(connection, [request.encode()], [descriptor])
+            answer = b""
+            while piece := connection.recv(4096):
+                answer += piece
+            return answer
+
+    def test_what_is_handed_over_and_is_no_regular_file_is_refused_and_closed(self) -> None:
+        reader, writer = os.pipe()
+        answer = self.hand_over(reader)
+        self.assertIn(b" 400 ", answer)
+        self.assertIn(b"no regular file", answer)
+        os.close(reader)
+        with self.assertRaises(BrokenPipeError):  # the agent has it open no more
+            os.write(writer, b"for nobody")
+        os.close(writer)
+        with open(self.hb.path(self.file), "rb") as archive:
+            self.assertIn(b" 404 ", self.hand_over(archive.fileno()))
 
     def test_a_bomb_is_refused_before_there_is_no_room(self) -> None:
         size = 1 << 50

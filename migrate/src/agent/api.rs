@@ -25,6 +25,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{MissedTickBehavior, interval};
 
+use crate::agent::handover::{Handed, Taking};
 use crate::agent::peers::unknown_host;
 use crate::agent::{Agent, archives, containers, inspections, migrations, registry, rescue, restores};
 use crate::clock::Report;
@@ -91,7 +92,9 @@ pub async fn serve(agent: Arc<Agent>, listener: UnixListener) {
     let routes = ROUTES.iter().fold(Router::new(), |router, (_, path, handler)| {
         router.route(path, handler())
     });
-    if let Err(error) = axum::serve(listener, routes.with_state(agent)).await {
+    let service = routes.with_state(agent);
+    let service = service.into_make_service_with_connect_info::<Handed>();
+    if let Err(error) = axum::serve(Taking(listener), service).await {
         log::error!("the local API: {error}");
     }
 }

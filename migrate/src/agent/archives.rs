@@ -1,16 +1,16 @@
 //! The local API's way to archives: exports and imports, and the bytes of each on a connection of its own.
 //!
 //! `POST /v1/exports` and `POST /v1/imports` answer with events as a move does; the first names the export or import. The archive
-//! itself is then read from `GET /v1/exports/ID/archive`, or brought by `PUT /v1/imports/ID/archive`, by the same client: one that
-//! drops the connection of events has gone away, and what it asked for is undone. `POST /v1/exports/ID/stored` says that the
-//! archive is safe, upon which the container is let go of. One that goes into an image, or comes from one, has no bytes for a client.
-//! `DELETE /v1/migrations/ID` gives either up.
+//! itself is then read from `GET /v1/exports/ID/archive`, or brought by `PUT /v1/imports/ID/archive`, as bytes or as an open file, by
+//! the same client: one that drops the connection of events has gone away, and what it asked for is undone. `POST
+//! /v1/exports/ID/stored` says that the archive is safe, upon which the container is let go of. One that goes into an image, or comes
+//! from one, has no bytes for a client. `DELETE /v1/migrations/ID` gives either up.
 
 use std::sync::Arc;
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::{ConnectInfo, Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use http_body_util::BodyExt;
@@ -18,8 +18,11 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
 use super::api::{LINES_BOUND, Lines, Refusal, streamed, view};
+use super::handover::Handed;
 use super::{Agent, registry};
+use crate::archive::board::Brought;
 use crate::archive::origin::Origin;
+use crate::archive::pipe::pipe;
 use crate::archive::target::Target;
 use crate::archive::{ExportOptions, ImportOptions, PEER, export as exports, import as imports};
 use crate::engine::set::Choice;
@@ -202,13 +205,29 @@ pub(super) async fn stored(
     Err(Refusal(StatusCode::CONFLICT, told))
 }
 
-/// The bytes of an archive that is to be imported.
+/// An archive that is to be imported: a file that the client hands over, or the bytes in the request's body.
 pub(super) async fn bring(
     State(agent): State<Arc<Agent>>,
+    ConnectInfo(handed): ConnectInfo<Handed>,
     Path(id): Path<String>,
     mut body: Body,
 ) -> Result<StatusCode, Refusal> {
-    let bytes = agent.archives.bring(&known(&id)?).ok_or_else(|| unknown(&id))?;
+    let file = handed.take();
+    if let Some(file) = &file
+        && !file.metadata().is_ok_and(|metadata| metadata.is_file())
+    {
+        // Whoever is at its other end could keep the thread that reads it waiting for ever.
+        let told = "what was handed over is no regular file: send its bytes in the body".into();
+        return Err(Refusal(StatusCode::BAD_REQUEST, told));
+    }
+    let brought = agent.archives.bring(&known(&id)?).ok_or_else(|| unknown(&id))?;
+    if let Some(file) = file {
+        // An import that has ended meanwhile has said why.
+        let _ = brought.send(Brought::File(file));
+        return Ok(StatusCode::ACCEPTED);
+    }
+    let (bytes, pieces) = pipe();
+    let _ = brought.send(Brought::Pieces(pieces));
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| Refusal(StatusCode::BAD_REQUEST, error.to_string()))?;
         if let Ok(data) = frame.into_data()

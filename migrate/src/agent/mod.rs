@@ -6,6 +6,7 @@
 pub mod api;
 pub mod archives;
 pub mod containers;
+pub mod handover;
 pub mod inspections;
 pub mod migrations;
 pub mod peers;

@@ -3,6 +3,7 @@
 //! Each is claimed once. What is forgotten here is at an end for the client.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use axum::body::Bytes;
@@ -23,7 +24,7 @@ enum Slot {
         whole: Whole,
     },
     Import {
-        archive: Option<mpsc::Sender<Bytes>>,
+        brought: Option<oneshot::Sender<Brought>>,
     },
 }
 
@@ -53,8 +54,17 @@ pub struct Outgoing {
 pub struct Incoming {
     board: Board,
     migration: MigrationId,
-    /// Where the archive comes from.
-    pub bytes: Option<mpsc::Receiver<Bytes>>,
+    /// Told when the client brings it.
+    pub brought: Option<oneshot::Receiver<Brought>>,
+}
+
+/// How a client brings an archive.
+#[derive(Debug)]
+pub enum Brought {
+    /// Byte by byte.
+    Pieces(mpsc::Receiver<Bytes>),
+    /// As a regular file, which it has open for reading.
+    File(File),
 }
 
 impl Board {
@@ -82,15 +92,15 @@ impl Board {
 
     /// Awaits a client that brings an archive.
     pub fn import(&self, migration: &MigrationId) -> Incoming {
-        let (sender, bytes) = pipe();
+        let (brought, when_brought) = oneshot::channel();
         let slot = Slot::Import {
-            archive: Some(sender),
+            brought: Some(brought),
         };
         self.slots().insert(migration.clone(), slot);
         Incoming {
             board: self.clone(),
             migration: migration.clone(),
-            bytes: Some(bytes),
+            brought: Some(when_brought),
         }
     }
 
@@ -117,9 +127,9 @@ impl Board {
     }
 
     /// A client begins to bring an archive; `None` if none is awaited, or no more.
-    pub fn bring(&self, migration: &MigrationId) -> Option<mpsc::Sender<Bytes>> {
+    pub fn bring(&self, migration: &MigrationId) -> Option<oneshot::Sender<Brought>> {
         match self.slots().get_mut(migration)? {
-            Slot::Import { archive } => archive.take(),
+            Slot::Import { brought } => brought.take(),
             Slot::Export { .. } => None,
         }
     }

@@ -9,6 +9,7 @@ pub mod board;
 pub mod bundle;
 pub mod compress;
 mod contents;
+mod copy;
 pub mod export;
 mod foreign;
 pub mod import;

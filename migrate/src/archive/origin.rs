@@ -6,7 +6,7 @@ use std::io::{self, Read};
 
 use tokio_util::sync::CancellationToken;
 
-use super::board::Incoming;
+use super::board::{Brought, Incoming};
 use super::pipe::Inlet;
 use crate::engine::EngineError;
 use crate::engine::image_store::Layer;
@@ -32,10 +32,17 @@ impl Origin {
     /// The archive's bytes, or why there are none.
     pub async fn open(&mut self, engines: &Engines) -> Result<Result<Box<dyn Read + Send>, String>, Problem> {
         match self {
-            Self::Client(incoming) => match incoming.bytes.take() {
-                Some(bytes) => Ok(Ok(Box::new(Inlet::new(bytes)))),
-                None => Err(Problem::failed("the archive was read already")),
-            },
+            Self::Client(incoming) => {
+                let brought = incoming.brought.take();
+                match brought
+                    .ok_or_else(|| Problem::failed("the archive was read already"))?
+                    .await
+                {
+                    Ok(Brought::Pieces(bytes)) => Ok(Ok(Box::new(Inlet::new(bytes)))),
+                    Ok(Brought::File(file)) => Ok(Ok(Box::new(file))),
+                    Err(_) => Err(Problem::failed("the client has gone away")),
+                }
+            }
             Self::Image {
                 name,
                 engine,

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,13 +15,11 @@ use std::sync::Arc;
 use godwit_runtime::tar::{self, Kind, Member};
 
 use super::ArchiveError;
+use super::copy::{CopyError, copy};
 use super::layout::{self, Place};
 use super::manifest::Manifest;
 use super::signature::Signature;
 use crate::progress::Transfer;
-
-/// Bytes copied at a time.
-const BLOCK_BYTES: usize = 256 * 1024;
 
 /// Members at most: an image has some ten, and some for each task.
 const MAX_MEMBERS: usize = 1_000_000;
@@ -137,7 +135,9 @@ impl Run<'_> {
                     return refused(format!("{shown} has {size} bytes, {limit} are allowed"));
                 }
                 let mut bytes = Vec::new();
-                let digest = self.copy(contents, &mut bytes)?;
+                contents.read_to_end(&mut bytes).map_err(unreadable)?;
+                self.transfer.add(size);
+                let digest = blake3::hash(&bytes).to_hex().to_string();
                 if note == layout::SIGNATURE {
                     self.staged.signature = Some(Signature::parse(&bytes)?);
                 }
@@ -208,23 +208,10 @@ impl Run<'_> {
             .mode(0o600)
             .open(path)
             .map_err(ArchiveError::io(doing()))?;
-        self.copy(contents, &mut file)
-    }
-
-    /// Copies what is left of a member; its sum.
-    fn copy(&self, contents: &mut dyn Read, to: &mut dyn Write) -> Result<String, ArchiveError> {
-        let mut hasher = blake3::Hasher::new();
-        let mut block = vec![0; BLOCK_BYTES];
-        loop {
-            let read = match contents.read(&mut block).map_err(unreadable)? {
-                0 => return Ok(hasher.finalize().to_hex().to_string()),
-                read => read,
-            };
-            hasher.update(&block[..read]);
-            to.write_all(&block[..read])
-                .map_err(ArchiveError::io("taking the archive in"))?;
-            self.transfer.add(read as u64);
-        }
+        copy(contents, &mut file, |n_bytes| self.transfer.add(n_bytes)).map_err(|error| match error {
+            CopyError::Reading(error) => unreadable(error),
+            CopyError::Writing(error) => ArchiveError::io("taking the archive in")(error),
+        })
     }
 
     fn check(mut self) -> Result<Staged, ArchiveError> {

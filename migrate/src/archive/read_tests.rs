@@ -1,6 +1,7 @@
 //! Hostile archives: each is refused with its reason, and nothing is written outside the two places.
 
 use std::fs;
+use std::io::Write;
 
 use tempfile::TempDir;
 

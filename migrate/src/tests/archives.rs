@@ -12,9 +12,10 @@ use tokio_util::sync::CancellationToken;
 use super::fake::{IMAGE, NAME, SOURCE_ID, Tasks};
 use super::fake_volumes::VOLUMES;
 use super::world::{IDENTITIES, PATIENCE, World};
-use crate::archive::board::Board;
+use crate::archive::board::{Board, Brought};
 use crate::archive::compress::Compression;
 use crate::archive::origin::Origin;
+use crate::archive::pipe::pipe;
 use crate::archive::target::Target;
 use crate::archive::{ExportOptions, ImportOptions, Summary, export, import, layout};
 use crate::ca;
@@ -87,7 +88,9 @@ async fn import_to(world: &World, options: ImportOptions, archive: &[u8]) -> Out
     let origin = Origin::Client(board.import(&migration));
     let host = Arc::clone(&world.destination.host);
     let run = tokio::spawn(import::run(host, observer, migration.clone(), options, origin));
-    if let Some(bytes) = board.bring(&migration) {
+    if let Some(brought) = board.bring(&migration) {
+        let (bytes, pieces) = pipe();
+        brought.send(Brought::Pieces(pieces)).unwrap();
         for piece in archive.chunks(100_000) {
             if bytes.send(piece.to_vec().into()).await.is_err() {
                 break;

@@ -1,5 +1,6 @@
 //! A client of the agent's local API.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -7,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use godwit_migrate::agent::api::ErrorView;
+use godwit_migrate::agent::handover::Carrier;
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Bytes, Frame, Incoming};
 use hyper::client::conn::http1;
@@ -67,7 +69,13 @@ pub(crate) async fn send(
 ) -> anyhow::Result<Response<Incoming>> {
     let json = body.map(serde_json::to_vec).transpose()?.unwrap_or_default();
     let request = request(method, path, Full::new(Bytes::from(json)))?;
-    exchange(socket, request).await
+    exchange(socket, request, None).await
+}
+
+/// Hands an open file over along with a request.
+pub(crate) async fn hand_over(socket: &Path, path: &str, file: File) -> anyhow::Result<()> {
+    let request = request(Method::PUT, path, Full::new(Bytes::new()))?;
+    exchange(socket, request, Some(file)).await.map(drop)
 }
 
 /// Sends what comes from a queue as the body of one request.
@@ -77,7 +85,7 @@ pub(crate) async fn upload(
     pieces: mpsc::Receiver<std::io::Result<Bytes>>,
 ) -> anyhow::Result<()> {
     let request = request(Method::PUT, path, Pieces(pieces))?;
-    exchange(socket, request).await.map(drop)
+    exchange(socket, request, None).await.map(drop)
 }
 
 fn request<B>(method: Method, path: &str, body: B) -> anyhow::Result<Request<B>> {
@@ -106,7 +114,11 @@ impl Body for Pieces {
     }
 }
 
-async fn exchange<B>(socket: &Path, request: Request<B>) -> anyhow::Result<Response<Incoming>>
+async fn exchange<B>(
+    socket: &Path,
+    request: Request<B>,
+    file: Option<File>,
+) -> anyhow::Result<Response<Incoming>>
 where
     B: Body + Send + 'static,
     B::Data: Send,
@@ -120,7 +132,7 @@ where
         .await
         .map_err(|_| unreachable(std::io::ErrorKind::TimedOut.into()))?
         .map_err(unreachable)?;
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(Carrier::connected(stream, file))).await?;
     tokio::spawn(connection);
     let response = sender
         .send_request(request)

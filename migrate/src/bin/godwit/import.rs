@@ -102,8 +102,14 @@ pub(crate) async fn run(
     }
 }
 
-/// Sends a file to the agent, until what is returned is dropped.
+/// Brings a file to the agent, until what is returned is dropped: as it is, or what comes out of it if it is a pipe.
 fn bring(socket: &Path, id: &str, mut file: File) -> AbortOnDropHandle<anyhow::Result<()>> {
+    let (socket, path) = (socket.to_owned(), format!("/v1/imports/{id}/archive"));
+    if file.metadata().is_ok_and(|metadata| metadata.is_file()) {
+        return AbortOnDropHandle::new(tokio::spawn(async move {
+            client::hand_over(&socket, &path, file).await
+        }));
+    }
     let (pieces, body) = mpsc::channel::<std::io::Result<Bytes>>(PIECES_BOUND);
     spawn_blocking(move || {
         loop {
@@ -122,7 +128,6 @@ fn bring(socket: &Path, id: &str, mut file: File) -> AbortOnDropHandle<anyhow::R
             }
         }
     });
-    let (socket, path) = (socket.to_owned(), format!("/v1/imports/{id}/archive"));
     AbortOnDropHandle::new(tokio::spawn(
         async move { client::upload(&socket, &path, body).await },
     ))
