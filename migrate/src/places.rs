@@ -6,6 +6,8 @@ use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -113,17 +115,57 @@ impl Places {
     }
 }
 
-/// Removes a directory and all in it; absent is fine.
+/// How long a thread that still writes there may take to hear that nobody wants it any more: one read of what it writes.
+const WRITERS_DEADLINE: Duration = Duration::from_secs(2);
+
+/// Between looks whether it has heard.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
+
+/// Removes a directory and all in it, what is put in meanwhile too; absent is fine. It may sleep.
 pub fn remove_tree(path: &Path) -> io::Result<()> {
-    match std::fs::remove_dir_all(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
+    let began = Instant::now();
+    loop {
+        match std::fs::remove_dir_all(path) {
+            Ok(()) => return Ok(()),
+            Err(error) => match error.kind() {
+                io::ErrorKind::NotFound => return Ok(()),
+                io::ErrorKind::DirectoryNotEmpty if began.elapsed() < WRITERS_DEADLINE => sleep(LOOK_AGAIN),
+                _ => return Err(error),
+            },
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc::channel;
+    use std::thread;
+
     use super::*;
+
+    #[test]
+    fn what_is_put_into_a_directory_while_it_is_removed_goes_along() {
+        let top = tempfile::tempdir().unwrap();
+        let directory = top.path().join("image");
+        std::fs::create_dir(&directory).unwrap();
+        let (begun, has_begun) = channel();
+        let writer = thread::spawn({
+            let directory = directory.clone();
+            move || {
+                let (began, mut number) = (Instant::now(), 0);
+                while began.elapsed() < WRITERS_DEADLINE / 10
+                    && File::create(directory.join(number.to_string())).is_ok()
+                {
+                    let _ = begun.send(());
+                    number += 1;
+                }
+            }
+        });
+        has_begun.recv().unwrap();
+        remove_tree(&directory).unwrap();
+        assert!(!directory.exists());
+        writer.join().unwrap();
+    }
 
     #[test]
     fn a_name_from_a_peer_cannot_be_a_path() {
