@@ -158,7 +158,8 @@ class Inspect(CheckpointTest, ApiTest):
                     member.size = len(text := json.dumps(config).encode())
                     archive.addfile(member, io.BytesIO(text))
                 told = self.told(file)
-                subject = {"kind": "archive", "name": file, "id": "abc", "image": config["rootfsImageName"], "engine": None, "state": None}
+                subject = {"kind": "archive", "name": file, "id": "abc", "image": config["rootfsImageName"], "engine": None,
+                           "state": None, "signed_by": None}
                 self.assertEqual(subject, told["subject"])
                 self.assertEqual({"config.dump": len(text)}, told["sizes"].pop("parts"))
                 for key in ("origin", "processes", "mounts"):
