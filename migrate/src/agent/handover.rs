@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io::{self, IoSlice};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
@@ -114,7 +114,7 @@ impl AsyncWrite for Carrier {
                     return Poll::Pending;
                 }
             }
-            let send = || handover::send(&self.stream, bytes, Some(&file));
+            let send = || handover::send(&self.stream, bytes, Some(file.as_fd()));
             match self.stream.try_io(Interest::WRITABLE, send) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 sent => return Poll::Ready(sent),
@@ -209,11 +209,11 @@ mod tests {
     async fn one_that_comes_later_is_closed() {
         let (client, agent) = UnixStream::pair().unwrap();
         let mut agent = Carrier::accepted(agent);
-        handover::send(&client, b"first", None::<OwnedFd>).unwrap();
+        handover::send(&client, b"first", None).unwrap();
         let mut read = [0; 5];
         agent.read_exact(&mut read).await.unwrap();
         let (reader, writer) = std::io::pipe().unwrap();
-        handover::send(&client, b"later", Some(&writer)).unwrap();
+        handover::send(&client, b"later", Some(writer.as_fd())).unwrap();
         drop(writer);
         agent.read_exact(&mut read).await.unwrap();
         assert_eq!(&read, b"later");
