@@ -51,6 +51,7 @@ lint: setup $(CARGO_DENY) ## check the format, clippy and the dependencies
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	cargo metadata --locked --format-version 1 --manifest-path fuzz/Cargo.toml >/dev/null
+	cargo fetch --locked
 	$(CARGO_DENY) --offline --locked check bans licenses sources
 
 # It takes five and a half minutes of processor time to build, so it is kept outside the checkout.
