@@ -142,7 +142,7 @@ class OfDocker(ImageTest):
             check = self.unmoved(name)
             export = Operation(self.ha, "export", name, "--oci", reference, "--json")
             export.until("freeze")
-            time.sleep(0.05 * number)
+            time.sleep(0.02 * 1.3**number)  # at last three seconds, for a slow machine
             export.interrupt()
             if export.end().code == 0 or "too late" in export.stderr:
                 self.soon("it to be stopped", lambda: self.containers(self.ha)[name] == "exited")

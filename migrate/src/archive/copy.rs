@@ -1,6 +1,7 @@
 //! Contents of an archive on their way to where they are kept, and their sum: one thread reads and sums up, another writes.
 //!
-//! Each takes about as long as the other, and whoever imports waits for both.
+//! Each takes about as long as the other, and whoever imports waits for both. What is small is not worth a thread: an image has
+//! some files for each task.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -26,6 +27,15 @@ pub(super) enum CopyError {
 /// Copies what there is, to its end, and tells `progress` of the bytes of each block; their BLAKE3 sum in hexadecimal.
 pub(super) fn copy(from: &mut dyn Read, to: &mut File, progress: impl Fn(u64)) -> Result<String, CopyError> {
     let mut hasher = blake3::Hasher::new();
+    let mut first = Vec::new();
+    let length = (&mut *from).take(BLOCK_BYTES as u64).read_to_end(&mut first);
+    let length = length.map_err(CopyError::Reading)?;
+    hasher.update(&first);
+    to.write_all(&first).map_err(CopyError::Writing)?;
+    progress(length as u64);
+    if length < BLOCK_BYTES {
+        return Ok(hasher.finalize().to_hex().to_string());
+    }
     let (full, to_write) = sync_channel::<(Vec<u8>, usize)>(N_BLOCKS);
     let (written, empty) = sync_channel(N_BLOCKS);
     let (been_read, been_written) = thread::scope(|scope| {
@@ -38,7 +48,8 @@ pub(super) fn copy(from: &mut dyn Read, to: &mut File, progress: impl Fn(u64)) -
             io::Result::Ok(())
         });
         let read = || {
-            let mut spare = vec![vec![0; BLOCK_BYTES]; N_BLOCKS];
+            let mut spare = vec![first];
+            spare.resize(N_BLOCKS, vec![0; BLOCK_BYTES]);
             // A writer that has failed gives nothing back and takes nothing more; it says itself why.
             while let Some(mut block) = spare.pop().or_else(|| empty.recv().ok()) {
                 let length = from.read(&mut block)?;
@@ -103,6 +114,13 @@ mod tests {
         let mut full = File::options().write(true).open("/dev/full").unwrap();
         let error = copy(&mut &vec![1; MANY_BYTES][..], &mut full, |_| ()).unwrap_err();
         assert!(matches!(error, CopyError::Writing(error) if error.kind() == io::ErrorKind::StorageFull));
+        // One that takes the first block, and some of the second.
+        let (mut reader, writer) = io::pipe().unwrap();
+        let taken = thread::spawn(move || reader.read_exact(&mut vec![0; BLOCK_BYTES + 1]));
+        let mut pipe = File::from(std::os::fd::OwnedFd::from(writer));
+        let error = copy(&mut &vec![1; MANY_BYTES][..], &mut pipe, |_| ()).unwrap_err();
+        assert!(matches!(error, CopyError::Writing(error) if error.kind() == io::ErrorKind::BrokenPipe));
+        taken.join().unwrap().unwrap();
         for n_bytes in [0, MANY_BYTES] {
             let mut file = tempfile::tempfile().unwrap();
             let error = copy(&mut Broken(n_bytes), &mut file, |_| ()).unwrap_err();

@@ -26,6 +26,8 @@ pub mod stats;
 pub mod target;
 pub mod write;
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use crate::engine::set::Choice;
@@ -36,6 +38,9 @@ use publish::Published;
 
 /// The other side of an export or import, where a move has a host.
 pub const PEER: &str = "archive";
+
+/// From the word that an export or import has begun to a client that reads the archive, or brings it.
+const OPEN_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Why an archive cannot be written or taken.
 #[derive(Debug, thiserror::Error)]

@@ -4,8 +4,10 @@
 
 use std::io::{self, Read};
 
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use super::OPEN_DEADLINE;
 use super::board::{Brought, Incoming};
 use super::pipe::Inlet;
 use crate::engine::EngineError;
@@ -34,13 +36,11 @@ impl Origin {
         match self {
             Self::Client(incoming) => {
                 let brought = incoming.brought.take();
-                match brought
-                    .ok_or_else(|| Problem::failed("the archive was read already"))?
-                    .await
-                {
-                    Ok(Brought::Pieces(bytes)) => Ok(Ok(Box::new(Inlet::new(bytes)))),
-                    Ok(Brought::File(file)) => Ok(Ok(Box::new(file))),
-                    Err(_) => Err(Problem::failed("the client has gone away")),
+                let brought = brought.ok_or_else(|| Problem::failed("the archive was read already"))?;
+                match timeout(OPEN_DEADLINE, brought).await {
+                    Ok(Ok(Brought::Pieces(bytes))) => Ok(Ok(Box::new(Inlet::new(bytes)))),
+                    Ok(Ok(Brought::File(file))) => Ok(Ok(Box::new(file))),
+                    Ok(Err(_)) | Err(_) => Err(Problem::failed("nobody has brought an archive")),
                 }
             }
             Self::Image {

@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::OPEN_DEADLINE;
 use super::board::Outgoing;
 use super::compress::Compression;
 use super::pipe::{Stream, Whole, pipe};
@@ -20,9 +21,6 @@ use crate::engine::{Container, Engine, EngineError};
 use crate::failure::Problem;
 use crate::finding::{Code, Finding};
 use crate::places::MigrationId;
-
-/// From the word that an export has begun to a client that reads it.
-const OPEN_DEADLINE: Duration = Duration::from_secs(10);
 
 /// For the client, or the engine, to have on its disk what was written, and say so; or for the engine to come to an end with what is
 /// not wanted any more.

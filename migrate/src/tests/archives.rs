@@ -103,6 +103,30 @@ async fn import_to(world: &World, options: ImportOptions, archive: &[u8]) -> Out
         .unwrap()
 }
 
+/// It takes as long as a client is waited for.
+#[tokio::test]
+async fn an_archive_that_nobody_brings_is_not_waited_for_ever() {
+    let world = world();
+    let (observer, _events) = Observer::new(CancellationToken::new());
+    let (board, migration) = (Board::default(), MigrationId::random().unwrap());
+    let origin = Origin::Client(board.import(&migration));
+    let host = Arc::clone(&world.destination.host);
+    let run = import::run(
+        host,
+        observer,
+        migration.clone(),
+        ImportOptions::default(),
+        origin,
+    );
+    let failure = tokio::time::timeout(PATIENCE, run)
+        .await
+        .expect("an import does not end")
+        .unwrap_err();
+    assert!(failure.to_string().contains("nobody has brought"), "{failure}");
+    assert!(board.bring(&migration).is_none());
+    assert!(!world.destination.host.places.memory(&migration).exists());
+}
+
 fn world() -> World {
     let world = World::new();
     // An archive has no image.

@@ -12,7 +12,7 @@ use tokio::time::timeout;
 
 use super::calls::{Namespace, absent_is_none};
 use super::grpc::{ALREADY_EXISTS, Answers, broken};
-use super::image::{Descriptor, MAX_DOCUMENT_BYTES, unusable};
+use super::image::{Descriptor, Document, MAX_DOCUMENT_BYTES, unusable};
 use super::proto::{BlobPart, BlobWritten, ReadBlob, WriteAction, WriteBlob};
 use crate::engine::EngineError;
 
@@ -67,6 +67,18 @@ pub(super) async fn copy_out(
     } else {
         Err(unusable(descriptor, "a blob is shorter than it should be"))
     }
+}
+
+/// Takes a document in, under the labels that keep what it refers to.
+pub(super) async fn keep(namespace: Namespace<'_>, document: &Document) -> Result<(), EngineError> {
+    let labels = document.gc_labels()?;
+    copy_in(
+        namespace,
+        &document.descriptor,
+        labels,
+        &mut document.text.as_slice(),
+    )
+    .await
 }
 
 /// Takes a blob out of `input`, which holds at least its length. `input` is read to the blob's end in any case.

@@ -115,14 +115,7 @@ async fn make(namespace: Namespace<'_>, image: &NewImage, mut layer: NewLayer) -
     });
     let manifest = Document::new(MANIFEST, &manifest);
     for document in [&configuration, &manifest] {
-        let labels = document.gc_labels()?;
-        content::copy_in(
-            namespace,
-            &document.descriptor,
-            labels,
-            &mut document.text.as_slice(),
-        )
-        .await?;
+        content::keep(namespace, document).await?;
     }
     let mark = image.notes.get(image.mark).cloned().unwrap_or_default();
     // Refused if the name was taken meanwhile.

@@ -165,14 +165,7 @@ async fn take_blobs(
             for child in document.children()? {
                 named.insert(child.digest.clone(), child);
             }
-            let labels = document.gc_labels()?;
-            content::copy_in(
-                namespace,
-                &document.descriptor,
-                labels,
-                &mut document.text.as_slice(),
-            )
-            .await?;
+            content::keep(namespace, &document).await?;
         } else {
             content::copy_in(namespace, &blob, HashMap::new(), stream).await?;
         }
